@@ -1,0 +1,142 @@
+"""Sweeps (`nvsubq train -m`): all configs are checked before the first job runs, and a table ends them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from nvsubq.lazy_config import ConfigError
+
+current: SweepTable | None = None
+"""The sweep of this process, if it is one; `cli.train` ends it, whether or not a job failed."""
+
+SPREAD_OVER = "seed"
+"""Runs that differ in nothing else are one line of the table, with mean and spread."""
+
+
+class SweepRefused(BaseException):
+    """A sweep with a bad job. No `Exception`: Hydra turns those of its callbacks into warnings and goes on.
+
+    Args:
+        error: what is wrong with the job.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class SweepTable(Callback):
+    """Hydra's hooks around a sweep; named in ``configs/hydra/default.yaml``."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Checks the configs of all jobs, so that a sweep dies before any data is read.
+
+        Raises:
+            SweepRefused: with the problems of the first bad job; the message names the job.
+        """
+        from nvsubq.training.build import check_config
+
+        global current
+        for overrides in jobs(list(config.hydra.overrides.task)):
+            try:
+                check_config(compose(kwargs.get("config_name"), overrides=overrides))
+            except ConfigError as error:
+                text = f"{error}\n  in the job {' '.join(overrides)}"
+                raise SweepRefused(ConfigError(text, error.key)) from None
+            except HydraException as error:
+                raise SweepRefused(error) from None
+        self.folder = Path(config.hydra.sweep.dir)
+        self.runs = Path(config.paths.runs)
+        current = self
+
+    def finish(self) -> None:
+        """Shows the table, and removes the folder of a sweep that left nothing."""
+        from rich.console import Console
+
+        from nvsubq.training.run_folder import remove_empty
+        from nvsubq.training.table import show
+
+        files = sorted(self.folder.rglob("metrics.json"), key=lambda file: file.stat().st_mtime_ns)
+        if files:
+            console = Console()
+            show(
+                console,
+                summary([(_overrides(f), json.loads(f.read_text())) for f in files], str(self.folder)),
+            )
+            return
+        if self.folder.is_dir() and [p.name for p in self.folder.iterdir()] in ([], ["multirun.yaml"]):
+            (self.folder / "multirun.yaml").unlink(missing_ok=True)
+            remove_empty(self.folder, self.runs)
+
+
+def jobs(overrides: list[str]) -> list[list[str]]:
+    """The overrides of every job of a sweep, in the order of Hydra's own sweeper.
+
+    Example:
+        >>> jobs(["core=s5,mamba", "seed=0"])
+        [['core=s5', 'seed=0'], ['core=mamba', 'seed=0']]
+    """
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None
+    choices = []
+    for override in OverridesParser.create(config_loader=loader).parse_overrides(overrides):
+        key = override.get_key_element()
+        if override.is_discrete_sweep():
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        elif override.is_sweep_override():
+            return []  # an interval: only a sweeper that samples it knows its values
+        else:
+            choices.append([str(override.input_line)])
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def _overrides(file: Path) -> dict[str, str]:
+    pairs = (item.partition("=") for item in json.loads(file.read_text())["command"])
+    return {key: value for key, _, value in pairs}
+
+
+def summary(runs: list[tuple[dict[str, str], dict[str, Any]]], title: str) -> Any:
+    """A line for each setting: mean and, over seeds, sample standard deviation of the test metrics.
+
+    Args:
+        runs: overrides and metrics.json of each run.
+        title: of the table.
+    """
+    from rich.table import Table
+
+    varying = [
+        key for key in dict.fromkeys(k for o, _ in runs for k in o) if len({o.get(key) for o, _ in runs}) > 1
+    ]
+    keys = [key for key in varying if key != SPREAD_OVER]
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for overrides, figures in runs:
+        groups.setdefault(tuple(overrides.get(key, "") for key in keys), []).append(figures)
+    metrics = [m for m in runs[0][1]["metrics"] if m.startswith("test/") and m != "test/loss"]
+    columns = [*keys, "runs", "parameters", *metrics, "training"]
+    table = Table(*columns, title=title, title_justify="left", title_style="bold")
+    for choice, figures in groups.items():
+        scores = (_spread([f["metrics"].get(metric) for f in figures]) for metric in metrics)
+        seconds = statistics.fmean(f["train_s"] for f in figures)
+        table.add_row(
+            *choice, str(len(figures)), f"{figures[0]['parameters']:,}", *scores, f"{seconds:.0f} s"
+        )
+    return table
+
+
+def _spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    mean = f"{statistics.fmean(known):.4f}"
+    return f"{mean} ± {statistics.stdev(known):.4f}" if len(known) > 1 else mean

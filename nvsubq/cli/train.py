@@ -1,0 +1,129 @@
+"""`nvsubq train`: Hydra composes the config, and `nvsubq.training.train` does the rest."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nvsubq.cli import errors
+from nvsubq.cli.paths import PRIMARY, config_dir
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Composes and trains; with ``-m``, every job of a sweep.
+
+    Args:
+        arguments: Hydra's: overrides, ``-m``, ``--cfg job``, ``--config-dir``, ``--help``.
+
+    Returns:
+        0, or 1 if anything went wrong.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    from nvsubq.cli import sweep
+
+    # A module of the user's own, named in an allowed target, lies where the command is called.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    job = _Job(list(sys.argv))
+    compose = hydra.main(
+        version_base="1.3", config_path=str(config_dir()), config_name=PRIMARY.removesuffix(".yaml")
+    )
+    sweep.current = None
+    try:
+        with _arguments_of_hydra(arguments):
+            compose(job)()
+    except HydraException as error:
+        return _composition_failed(error, arguments)
+    except sweep.SweepRefused as refused:
+        return _composition_failed(refused.error, arguments)
+    finally:
+        if sweep.current is not None:
+            sweep.current.finish()
+    if job.failed and sweep.current is not None:
+        sys.stderr.write(f"error: {len(job.failed)} of {job.calls} jobs failed: {', '.join(job.failed)}\n")
+    return 1 if job.failed else 0
+
+
+def _composition_failed(error: Exception, arguments: Sequence[str]) -> int:
+    from nvsubq.cli import unknown_keys
+
+    text = unknown_keys.explain(error, arguments)
+    if text is None or errors.wants_traceback():
+        return errors.report(error)
+    sys.stderr.write(f"error: {text}\n")
+    return 1
+
+
+class _Job:
+    """What Hydra calls, once or for every job of a sweep; it keeps which failed."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.argv, self.calls = argv, 0
+        self.failed: list[str] = []
+        # Hydra reads where a task function comes from.
+        self.__name__, self.__qualname__, self.__module__ = "train", "train", __name__
+
+    def __call__(self, config: Any) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+
+        settings = HydraConfig.get()
+        sweeping = settings.mode is not None and settings.mode.name == "MULTIRUN"
+        here = "basic_launcher" in settings.launcher._target_
+        # Lightning starts the other processes of DDP with the arguments of this one.
+        sys.argv = self.argv
+        self.calls += 1
+        try:
+            return self._train(config, settings)
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            if sweeping and not here:
+                raise  # another machine's launcher must see that the job failed
+            # A job of a sweep that fails must not end the others.
+            self.failed.append(f"#{settings.job.num}" if sweeping else "train")
+            errors.report(error, context=f"job {self.failed[-1]}" if sweeping else "")
+            return None
+
+    def _train(self, config: Any, settings: Any) -> float | None:
+        folder = Path(settings.runtime.output_dir)
+        try:
+            from nvsubq.training.runner import quiet_lightning, train
+
+            quiet_lightning()
+            figures = train(config, _shown(folder), command=list(settings.overrides.task))
+        except BaseException:
+            from nvsubq.training.run_folder import remove_empty
+
+            remove_empty(folder, Path(config.paths.runs))
+            raise
+        return figures["metrics"].get("val/accuracy", figures["metrics"].get("val/dice"))
+
+
+def _shown(folder: Path) -> Path:
+    """A path below the working directory as a short one."""
+    try:
+        return folder.relative_to(Path.cwd())
+    except ValueError:
+        return folder
+
+
+@contextmanager
+def _arguments_of_hydra(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads `sys.argv`, and raises its errors instead of printing them when asked for full ones."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["nvsubq train", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full

@@ -1,0 +1,39 @@
+"""Recurrent cores: modules that map `[B, L, C]` to `[B, L, C]` along a walk (`LTV_LRNN` is `Core`)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nvsubq.cores.attention import Attention
+    from nvsubq.cores.base import LTV_LRNN, Core, detach_cache
+    from nvsubq.cores.mamba import Mamba
+    from nvsubq.cores.mamba2 import Mamba2
+    from nvsubq.cores.rglru import RGLRU
+    from nvsubq.cores.s5 import S5
+
+__all__ = ["LTV_LRNN", "RGLRU", "S5", "Attention", "Core", "Mamba", "Mamba2", "detach_cache"]
+
+_FILES = {
+    "LTV_LRNN": "base",
+    "RGLRU": "rglru",
+    "S5": "s5",
+    "Attention": "attention",
+    "Core": "base",
+    "Mamba": "mamba",
+    "Mamba2": "mamba2",
+    "detach_cache": "base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_FILES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

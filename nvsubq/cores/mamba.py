@@ -1,0 +1,277 @@
+"""Mamba: a selective state space behind a short causal convolution, with an optional clock of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nvsubq.cores.base import (
+    DISCRETIZATIONS,
+    LTV_LRNN,
+    check_at_least,
+    check_cache,
+    check_dt_range,
+    check_step_input,
+    check_timesteps,
+    mask_absent,
+    own_states,
+    parse_dtype,
+    state_dtype,
+    write_cache,
+)
+from nvsubq.ops import causal_conv1d, causal_conv1d_update, selective_scan, selective_state_update
+
+
+class Mamba(LTV_LRNN):
+    """Mamba core (Gu & Dao, arXiv:2312.00752), with the event mode of STREAM (arXiv:2411.12603).
+
+    `(x, z) = W_in h; x = SiLU(conv(x)); (d, B, C) = W_x x; delta = softplus(W_dt d + b_dt); A = -exp(A_log);
+    s_k = Abar_k s_{k-1} + Bbar_k B_k x_k; y_k = C_k s_k + D x_k; out = W_out(y * SiLU(z))`.
+    Given `integration_timesteps`, the decay of cell k uses `dt_k * softplus(b_dt)` instead of delta_k, while
+    the input keeps delta_k (the seed's asymmetric form). Parameters are named and shaped as in
+    `mamba_ssm.Mamba`, whose weights load as they are.
+
+    Args:
+        d_model: width `C` of input and output.
+        d_state: state size `N` of each inner channel.
+        d_conv: width `K` of the causal convolution.
+        expand: inner width `D = int(expand * d_model)`.
+        dt_rank: rank `R` of the projection of delta; "auto" is `ceil(d_model / 16)`.
+        dt_min: least delta at the start.
+        dt_max: greatest delta at the start.
+        dt_init: "random" or "constant" weights of `dt_proj`.
+        dt_scale: scale of those weights.
+        dt_init_floor: floor of the initial delta.
+        conv_bias: bias of the convolution.
+        bias: biases of `in_proj` and `out_proj`.
+        use_fast_path: False runs on the portable `torch` backend.
+        layer_idx: number of the layer, kept for those who cache by layer.
+        device: of the parameters.
+        dtype: of the parameters; `A_log` and `D` are fp32 at least.
+        discretization: "mamba" (`exp(delta A)`, `delta`), "zoh", "bilinear" or "dirac" (input coefficient 1).
+
+    Raises:
+        ValueError: an unknown `discretization` or `dt_init`, or a size or range that cannot be.
+
+    Example:
+        >>> import torch
+        >>> from nvsubq.cores import Mamba
+        >>> core = Mamba(d_model=8)
+        >>> core(torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    discretizations = DISCRETIZATIONS["Mamba"]
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | str = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init: str = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        use_fast_path: bool = True,
+        layer_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        discretization: str = "mamba",
+    ) -> None:
+        super().__init__(discretization)
+        if dt_rank != "auto" and not isinstance(dt_rank, int):
+            raise ValueError(f"`dt_rank` (={dt_rank!r}) must be 'auto' or an int.")
+        if dt_init not in ("random", "constant"):
+            raise ValueError(f"`dt_init` (={dt_init!r}) must be 'random' or 'constant'.")
+        check_at_least(1, d_model=d_model, d_state=d_state, d_conv=d_conv)
+        check_dt_range(dt_min, dt_max)
+        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
+        self.d_inner = int(expand * d_model)
+        if self.d_inner < 1:
+            raise ValueError(f"`expand` (={expand}) times `d_model` (={d_model}) must be at least 1.")
+        self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
+        check_at_least(1, dt_rank=self.dt_rank)
+        self.dt_min, self.dt_max, self.dt_init_floor = dt_min, dt_max, dt_init_floor
+        self.dt_init, self.dt_scale = dt_init, dt_scale
+        self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
+
+        D, N, R = self.d_inner, d_state, self.dt_rank
+        dtype = parse_dtype(dtype)
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        kept: dict[str, Any] = {"device": device, "dtype": state_dtype(dtype)}
+        self.in_proj = nn.Linear(d_model, 2 * D, bias=bias, **made)  # rows: x, z
+        self.conv1d = nn.Conv1d(D, D, d_conv, groups=D, padding=d_conv - 1, bias=conv_bias, **made)
+        self.x_proj = nn.Linear(D, R + 2 * N, bias=False, **made)  # rows: dt, B, C
+        self.dt_proj = nn.Linear(R, D, bias=True, **made)
+        self.A_log = nn.Parameter(torch.empty(D, N, **kept))
+        self.D = nn.Parameter(torch.empty(D, **kept))
+        self.out_proj = nn.Linear(D, d_model, bias=bias, **made)
+        # Read by optimisers (no decay of decays) and by initialisers that zero every bias.
+        self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
+        self.D._no_weight_decay = True  # type: ignore[attr-defined]
+        self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
+        self._reset_recurrence()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew from torch's generator."""
+        for layer in (self.in_proj, self.conv1d, self.x_proj, self.out_proj):
+            layer.reset_parameters()
+        self._reset_recurrence()
+
+    @torch.no_grad()
+    def _reset_recurrence(self) -> None:
+        scale = self.dt_scale * self.dt_rank**-0.5
+        if self.dt_init == "constant":
+            self.dt_proj.weight.fill_(scale)
+        else:
+            self.dt_proj.weight.uniform_(-scale, scale)
+        log_dt = torch.empty(self.d_inner, dtype=self.A_log.dtype, device=self.A_log.device)
+        dt = log_dt.uniform_(math.log(self.dt_min), math.log(self.dt_max)).exp().clamp(min=self.dt_init_floor)
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(bias) = dt
+        self.A_log.copy_(torch.arange(1, self.d_state + 1, device=self.A_log.device).log())
+        self.D.fill_(1.0)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        integration_timesteps: Tensor | None = None,
+        lengths: Tensor | None = None,
+        inference_cache: dict[str, Any] | None = None,
+        *,
+        seq_idx: Tensor | None = None,
+        order: Tensor | None = None,
+        reverse: bool = False,
+    ) -> Tensor:
+        """Run along the walk.
+
+        Args:
+            hidden_states: input `[B, L, C]`.
+            integration_timesteps: `[B, L]`, time between a cell and the one before it.
+            lengths: `[B]`, cells that are there, counted in memory order.
+            inference_cache: cache to continue from; it is changed in place.
+            seq_idx: `[B, L]`, the sequence of each cell; negative where there is none.
+            order: `[L]`, the cells in the order of the walk.
+            reverse: walk from the end.
+
+        Returns:
+            output `[B, L, C]`.
+
+        Raises:
+            ValueError: a wrong shape, or `reverse` with a cache.
+        """
+        walk = self.parse_walk(hidden_states, lengths, inference_cache, seq_idx, order, reverse)
+        batch, length, _ = hidden_states.shape
+        seq_idx = walk["seq_idx"]
+        if integration_timesteps is not None:
+            integration_timesteps = check_timesteps(integration_timesteps, batch, length)
+
+        x, z = self.in_proj(mask_absent(hidden_states, seq_idx)).chunk(2, dim=-1)  # (B, L, D) each
+        conv = self.conv1d.weight[:, 0], self.conv1d.bias
+        options = self._scan_options(integration_timesteps) | walk
+        if inference_cache is None:
+            u: Any = causal_conv1d(x, *conv, activation="silu", **walk)
+            y: Any = selective_scan(*self._scan_inputs(u), z, **options)
+        else:
+            walk |= {"initial_state": inference_cache["conv_state"], "return_final_state": True}
+            u, conv_state = causal_conv1d(x, *conv, activation="silu", **walk)
+            options |= {"initial_state": inference_cache["lrnn_state"], "return_final_state": True}
+            y, state = selective_scan(*self._scan_inputs(u), z, **options)
+            write_cache(inference_cache, length, conv_state=conv_state, lrnn_state=state)
+        out = self.out_proj(y)
+        return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
+
+    def step(
+        self, x: Tensor, inference_cache: dict[str, Any], integration_timesteps: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Advance by one cell; without grad the states are updated at fixed addresses.
+
+        Args:
+            x: the cell `[B, 1, C]`.
+            inference_cache: from `allocate_inference_cache`, changed in place.
+            integration_timesteps: `[B]` or `[B, 1]`.
+
+        Returns:
+            output `[B, 1, C]` and the cache.
+
+        Raises:
+            ValueError: a wrong shape.
+        """
+        check_step_input(x, self.d_model, "x")
+        if integration_timesteps is not None:
+            integration_timesteps = check_timesteps(integration_timesteps, x.shape[0], 1)
+        if torch.is_grad_enabled():  # the one-step operators have no autograd
+            y = self.forward(x, integration_timesteps, inference_cache=inference_cache)
+            return y, inference_cache
+        check_cache(inference_cache, x.shape[0])
+        own_states(inference_cache)
+        u, z = self.in_proj(x[:, 0]).chunk(2, dim=-1)
+        u = causal_conv1d_update(
+            inference_cache["conv_state"],
+            u,
+            self.conv1d.weight[:, 0],
+            self.conv1d.bias,
+            activation="silu",
+            backend=self.backend,
+        )
+        options = self._scan_options(None if integration_timesteps is None else integration_timesteps[:, 0])
+        y = selective_state_update(
+            inference_cache["lrnn_state"], *self._scan_inputs(u), z, **options, backend=self.backend
+        )
+        inference_cache["seqlen_offset"] += 1
+        return self.out_proj(y)[:, None], inference_cache
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None
+    ) -> dict[str, Any]:
+        """Make the cache of a walk that has not begun.
+
+        Args:
+            batch_size: `B`.
+            max_seqlen: accepted for the interface; the states do not grow.
+            dtype: of the convolution's inputs (default: the weights'); the recurrent state is fp32, or fp64.
+
+        Returns:
+            `conv_state` `[B, D, K]`, newest last, `lrnn_state` `[B, D, N]` and `seqlen_offset`.
+        """
+        weight = self.conv1d.weight
+        taken: dict[str, Any] = {"device": weight.device, "dtype": parse_dtype(dtype or weight.dtype)}
+        exact: dict[str, Any] = {"device": weight.device, "dtype": state_dtype(weight.dtype)}
+        return {
+            "conv_state": torch.zeros(batch_size, self.d_inner, self.d_conv, **taken),
+            "lrnn_state": torch.zeros(batch_size, self.d_inner, self.d_state, **exact),
+            "seqlen_offset": 0,
+        }
+
+    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """u, delta, A, B, C and D of the scan, from the convolved `x` `[..., D]`; delta lacks its bias."""
+        low, B, C = self.x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+        delta = F.linear(low, self.dt_proj.weight)
+        exact = state_dtype(self.A_log.dtype)
+        return x, delta, -torch.exp(self.A_log.to(exact)), B, C, self.D.to(exact)
+
+    def _scan_options(self, timesteps: Tensor | None) -> dict[str, Any]:
+        bias = self.dt_proj.bias.to(state_dtype(self.A_log.dtype))
+        options: dict[str, Any] = {
+            "delta_bias": bias,
+            "delta_softplus": True,
+            "discretization": self.discretization,
+        }
+        if timesteps is not None:
+            options["delta_a"] = F.softplus(bias)
+            options["timesteps"] = timesteps.to(bias.dtype)
+        return options
+
+    def extra_repr(self) -> str:
+        return (
+            f"d_model={self.d_model}, d_state={self.d_state}, d_inner={self.d_inner}, "
+            f"discretization={self.discretization!r}"
+        )

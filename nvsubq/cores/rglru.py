@@ -1,0 +1,260 @@
+"""RG-LRU: a gated diagonal recurrence behind a short causal convolution, in Griffin's recurrent block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nvsubq.cores.base import (
+    DISCRETIZATIONS,
+    LTV_LRNN,
+    check_at_least,
+    check_cache,
+    check_step_input,
+    mask_absent,
+    own_states,
+    parse_dtype,
+    state_dtype,
+    write_cache,
+)
+from nvsubq.ops import causal_conv1d, causal_conv1d_update, rglru_scan, rglru_state_update
+
+
+class RGLRU(LTV_LRNN):
+    """Recurrent block with the real-gated linear recurrent unit of Griffin (arXiv:2402.19427).
+
+    `g = GELU(W_g h); x = conv(W_in h); r = sigmoid(W_r x + b_r); i = sigmoid(W_i x + b_i);
+    log abar_k = c r_k log a, a = sigmoid(a_log); s_k = abar_k s_{k-1} + sqrt(1 - abar_k^2) (i_k * x_k);
+    out = W_out(g * s)`.
+    At the start `a` itself is uniform in `a_init_range`, as the seed's text has it (the seed's package goes
+    through the wrong inverse; the paper draws `a^c`).
+
+    Args:
+        d_model: width `C` of input and output.
+        d_conv: width `K` of the causal convolution.
+        expand: inner width `D = int(expand * d_model)`.
+        c: factor of the recurrence gate.
+        a_init_range: least and greatest `a` at the start, in (0, 1).
+        conv_bias: bias of the convolution.
+        bias: biases of `gate_proj`, `in_proj` and `out_proj`; those of the two gates are always there.
+        use_fast_path: False runs on the portable `torch` backend.
+        layer_idx: number of the layer, kept for those who cache by layer.
+        device: of the parameters.
+        dtype: of the parameters; `a_log` is fp32 at least.
+
+    Raises:
+        ValueError: a size or range that cannot be.
+
+    Example:
+        >>> import torch
+        >>> from nvsubq.cores import RGLRU
+        >>> core = RGLRU(d_model=8)
+        >>> core(torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    discretizations = DISCRETIZATIONS["RGLRU"]
+
+    def __init__(
+        self,
+        d_model: int,
+        d_conv: int = 4,
+        expand: float = 1,
+        c: float = 8.0,
+        a_init_range: Sequence[float] = (0.9, 0.999),
+        conv_bias: bool = True,
+        bias: bool = False,
+        use_fast_path: bool = True,
+        layer_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> None:
+        super().__init__(None)
+        check_at_least(1, d_model=d_model, d_conv=d_conv)
+        if c <= 0:
+            raise ValueError(f"`c` (={c}) must be positive.")
+        low, high = _pair(a_init_range)
+        if not 0 < low <= high < 1:
+            raise ValueError(f"`a_init_range` (={(low, high)}) must satisfy 0 < low <= high < 1.")
+        self.d_model, self.d_conv, self.expand, self.c = d_model, d_conv, expand, c
+        self.a_init_range = (low, high)
+        self.d_inner = int(expand * d_model)
+        if self.d_inner < 1:
+            raise ValueError(
+                f"`expand` (={expand}) must give at least one channel of `d_model` (={d_model})."
+            )
+        self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
+
+        D = self.d_inner
+        dtype = parse_dtype(dtype)
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.gate_proj = nn.Linear(d_model, D, bias=bias, **made)
+        self.in_proj = nn.Linear(d_model, D, bias=bias, **made)
+        self.conv1d = nn.Conv1d(D, D, d_conv, groups=D, padding=d_conv - 1, bias=conv_bias, **made)
+        self.recurrent_gate_proj = nn.Linear(D, D, bias=True, **made)
+        self.input_gate_proj = nn.Linear(D, D, bias=True, **made)
+        self.a_log = nn.Parameter(torch.empty(D, 1, device=device, dtype=state_dtype(dtype)))
+        self.out_proj = nn.Linear(D, d_model, bias=bias, **made)
+        self.a_log._no_weight_decay = True  # type: ignore[attr-defined]
+        self._reset_recurrence()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew from torch's generator."""
+        for layer in self.children():
+            layer.reset_parameters()  # type: ignore[operator]
+        self._reset_recurrence()
+
+    @torch.no_grad()
+    def _reset_recurrence(self) -> None:
+        # In fp64: fp32 has few numbers just below 1, and 1 itself would be an infinite logit.
+        a = torch.empty_like(self.a_log, dtype=torch.float64).uniform_(*self.a_init_range)
+        self.a_log.copy_(a.log() - torch.log1p(-a))  # sigmoid(a_log) = a
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        integration_timesteps: Tensor | None = None,
+        lengths: Tensor | None = None,
+        inference_cache: dict[str, Any] | None = None,
+        *,
+        seq_idx: Tensor | None = None,
+        order: Tensor | None = None,
+        reverse: bool = False,
+    ) -> Tensor:
+        """Run along the walk.
+
+        Args:
+            hidden_states: input `[B, L, C]`.
+            integration_timesteps: must be None; the recurrence has no clock.
+            lengths: `[B]`, cells that are there, counted in memory order.
+            inference_cache: cache to continue from; it is changed in place.
+            seq_idx: `[B, L]`, the sequence of each cell; negative where there is none.
+            order: `[L]`, the cells in the order of the walk.
+            reverse: walk from the end.
+
+        Returns:
+            output `[B, L, C]`.
+
+        Raises:
+            ValueError: a wrong shape, timesteps, or `reverse` with a cache.
+        """
+        self.refuse_timesteps(integration_timesteps)
+        walk = self.parse_walk(hidden_states, lengths, inference_cache, seq_idx, order, reverse)
+        seq_idx = walk["seq_idx"]
+        h = mask_absent(hidden_states, seq_idx)
+        gate, x = self.gate_proj(h), self.in_proj(h)  # (B, L, D) each
+        conv = self.conv1d.weight[:, 0], self.conv1d.bias
+        if inference_cache is None:
+            x = causal_conv1d(x, *conv, **walk)
+            y = rglru_scan(*self._scan_inputs(x), gate, **self._scan_options(), **walk)
+        else:
+            walk["return_final_state"] = True
+            conv_state, state = inference_cache["conv_state"], inference_cache["lrnn_state"][..., 0]
+            x, conv_state = causal_conv1d(x, *conv, initial_state=conv_state, **walk)
+            y, state = rglru_scan(
+                *self._scan_inputs(x), gate, initial_state=state, **self._scan_options(), **walk
+            )
+            write_cache(
+                inference_cache, hidden_states.shape[1], conv_state=conv_state, lrnn_state=state[..., None]
+            )
+        out = self.out_proj(y)
+        return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
+
+    def step(
+        self,
+        hidden_states: Tensor,
+        inference_cache: dict[str, Any],
+        integration_timesteps: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Advance by one cell; without grad the states are updated at fixed addresses.
+
+        Args:
+            hidden_states: the cell `[B, 1, C]`.
+            inference_cache: from `allocate_inference_cache`, changed in place.
+            integration_timesteps: must be None.
+
+        Returns:
+            output `[B, 1, C]` and the cache.
+
+        Raises:
+            ValueError: a wrong shape, or timesteps.
+        """
+        self.refuse_timesteps(integration_timesteps)
+        check_step_input(hidden_states, self.d_model, "hidden_states")
+        if torch.is_grad_enabled():  # the one-step operators have no autograd
+            return self.forward(hidden_states, inference_cache=inference_cache), inference_cache
+        check_cache(inference_cache, hidden_states.shape[0])
+        own_states(inference_cache)
+        h = hidden_states[:, 0]
+        gate, x = self.gate_proj(h), self.in_proj(h)
+        x = causal_conv1d_update(
+            inference_cache["conv_state"],
+            x,
+            self.conv1d.weight[:, 0],
+            self.conv1d.bias,
+            backend=self.backend,
+        )
+        y = rglru_state_update(
+            inference_cache["lrnn_state"][..., 0],
+            *self._scan_inputs(x),
+            gate,
+            **self._scan_options(),
+            backend=self.backend,
+        )
+        inference_cache["seqlen_offset"] += 1
+        return self.out_proj(y)[:, None], inference_cache
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None
+    ) -> dict[str, Any]:
+        """Make the cache of a walk that has not begun.
+
+        Args:
+            batch_size: `B`.
+            max_seqlen: accepted for the interface; the states do not grow.
+            dtype: of the convolution's inputs (default: the weights'); the recurrent state is fp32, or fp64.
+
+        Returns:
+            `conv_state` `[B, D, K]`, newest last, `lrnn_state` `[B, D, 1]`, the same under the seed's
+            `ssm_state`, and `seqlen_offset`.
+        """
+        weight = self.conv1d.weight
+        dtype = weight.dtype if dtype is None else parse_dtype(dtype)
+        exact = state_dtype(weight.dtype)
+        state = torch.zeros(batch_size, self.d_inner, 1, dtype=exact, device=weight.device)
+        return {
+            "conv_state": torch.zeros(
+                batch_size, self.d_inner, self.d_conv, dtype=dtype, device=weight.device
+            ),
+            "lrnn_state": state,
+            "ssm_state": state,
+            "seqlen_offset": 0,
+        }
+
+    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x, the logits r and i without their biases, and a_log, from the convolved `x` `[..., D]`."""
+        r = F.linear(x, self.recurrent_gate_proj.weight)
+        i = F.linear(x, self.input_gate_proj.weight)
+        return x, r, i, self.a_log[:, 0].to(state_dtype(self.a_log.dtype))
+
+    def _scan_options(self) -> dict[str, Any]:
+        exact = state_dtype(self.a_log.dtype)
+        return {
+            "r_bias": self.recurrent_gate_proj.bias.to(exact),
+            "i_bias": self.input_gate_proj.bias.to(exact),
+            "c": self.c,
+        }
+
+    def extra_repr(self) -> str:
+        return f"d_model={self.d_model}, d_inner={self.d_inner}, c={self.c:g}"
+
+
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) != 2 or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"`a_init_range` (={tuple(values)}) must be two finite numbers.")
+    return float(values[0]), float(values[1])

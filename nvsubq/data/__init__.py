@@ -1,0 +1,11 @@
+"""Data sets as LightningDataModules, with deterministic splits and draws."""
+
+from nvsubq.data.base import DataModule
+from nvsubq.data.digits import Digits, MNIST5k
+from nvsubq.data.errors import DataError
+from nvsubq.data.image_folder import ImageFolder
+from nvsubq.data.mni152 import MNI152
+from nvsubq.data.nifti_folder import NiftiFolder
+from nvsubq.data.sample import Sample
+
+__all__ = ["MNI152", "DataError", "DataModule", "Digits", "ImageFolder", "MNIST5k", "NiftiFolder", "Sample"]

@@ -1,0 +1,6 @@
+"""Backbones and dense models of N-dimensional mixers; 1-D, 2-D and 3-D are one code path."""
+
+from nvsubq.models.backbone import NDBackbone
+from nvsubq.models.segmenter import NDSegmenter
+
+__all__ = ["NDBackbone", "NDSegmenter"]

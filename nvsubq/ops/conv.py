@@ -1,0 +1,143 @@
+"""`causal_conv1d` and `causal_conv1d_update`: the depthwise convolution before a scan, for any walk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nvsubq.ops import dispatch
+from nvsubq.ops.arguments import Arguments, one_of
+from nvsubq.ops.walks import plan_walk
+
+ACTIVATIONS = (None, "silu")
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    dilation: int = 1,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
+    order: Tensor | None = None,
+    reverse: bool | Sequence[bool] = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolve each channel along the walk: y_k = act(bias + sum_j weight_j x_{k - (K-1-j) dilation}).
+
+    Args:
+        x: `[B, L, D]`.
+        weight: `[D, K]`; the last tap is the cell itself.
+        bias: `[D]`.
+        activation: None or `silu`.
+        dilation: steps of the walk from tap to tap.
+        initial_state: `[B, D, W]`, W >= (K-1)·dilation, newest last: the inputs walked before the first cell.
+        return_final_state: also return the inputs that the next cell of the walk would see.
+        seq_idx: integers `[B, L]`: the sequence that a cell belongs to (taps do not reach into another one);
+            negative: the cell is not there, and taps step over it.
+        order: `[L]` or `[S, L]`, the cells in the order of the walk, by S equal blocks of channels.
+        reverse: walk from the end of the order; one bool, or one for each block.
+        backend: a name from `backends()`.
+
+    Returns:
+        y `[B, L, D]` in x's dtype, or (y, final state `[B, D, W]`) with W and dtype of `initial_state`,
+        or (K-1)·dilation and x's dtype without it.
+
+    Raises:
+        ValueError: a shape, dtype, device or option that does not fit; the message names it.
+        RuntimeError: the backend named is not active.
+
+    Example:
+        >>> x = torch.tensor([[[1.0], [2.0], [3.0]]])
+        >>> causal_conv1d(x, torch.tensor([[10.0, 1.0]])).flatten().tolist()
+        [1.0, 12.0, 23.0]
+    """
+    check = Arguments()
+    reach = _check(check, x, weight, bias, activation, dilation)
+    check.tensor("initial_state", initial_state, "B D W")
+    _check_width("initial_state", initial_state, reach)
+    check.table("seq_idx", seq_idx)
+    walk = plan_walk(check.sizes["L"], order, reverse, device=x.device)
+    check.blocks(walk.blocks, "D")
+    return dispatch.resolve("causal_conv1d", backend, x.device).causal_conv1d(
+        x,
+        weight,
+        bias,
+        activation=activation,
+        dilation=dilation,
+        initial_state=initial_state,
+        return_final_state=return_final_state,
+        seq_idx=seq_idx,
+        order=order,
+        reverse=reverse,
+    )
+
+
+@torch.no_grad()
+def causal_conv1d_update(
+    state: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    dilation: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """Advance `causal_conv1d` by one cell: x goes in at the end of `state`, which shifts by one, in place.
+
+    Args:
+        state: `[B, D, W]`, W >= (K-1)·dilation, newest last.
+        x: `[B, D]`.
+        weight: `[D, K]`.
+        bias: `[D]`.
+        activation: None or `silu`.
+        dilation: steps from tap to tap.
+        backend: a name from `backends()`.
+
+    Returns:
+        y `[B, D]` in x's dtype.
+
+    Raises:
+        ValueError: a shape, dtype, device or option that does not fit; the message names it.
+
+    Example:
+        >>> state = torch.tensor([[[1.0, 2.0]]])
+        >>> y = causal_conv1d_update(state, torch.tensor([[3.0]]), torch.tensor([[10.0, 1.0]]))
+        >>> y.item(), state.flatten().tolist()
+        (23.0, [2.0, 3.0])
+    """
+    check = Arguments(step=True)
+    reach = _check(check, x, weight, bias, activation, dilation)
+    check.required(state=state)
+    check.tensor("state", state, "B D W")
+    _check_width("state", state, reach)
+    return dispatch.resolve("causal_conv1d_update", backend, x.device).causal_conv1d_update(
+        state, x, weight, bias, activation=activation, dilation=dilation
+    )
+
+
+def _check(check: Arguments, x, weight, bias, activation: str | None, dilation: int) -> int:
+    """Check what scan and update share; give the reach of the taps, (K-1)·dilation."""
+    one_of("activation", activation, ACTIVATIONS)
+    if not (isinstance(dilation, int) and dilation >= 1):
+        raise ValueError(f"`dilation` (={dilation!r}) must be an int of at least 1.")
+    check.required(x=x, weight=weight)
+    check.tensor("x", x, "B L D")
+    check.tensor("weight", weight, "D K")
+    check.tensor("bias", bias, "D")
+    if check.sizes["K"] < 1:
+        raise ValueError(f"`weight` (shape {list(weight.shape)}) must have at least one tap.")
+    return (check.sizes["K"] - 1) * dilation
+
+
+def _check_width(name: str, state: Tensor | None, reach: int) -> None:
+    if state is not None and state.shape[2] < reach:
+        raise ValueError(
+            f"`{name}` (shape {list(state.shape)}) must hold at least (K-1)·dilation = {reach} inputs."
+        )

@@ -1,0 +1,167 @@
+"""Which backend serves a call: named in it, forced by `use_backend`, set by NVSUBQ_BACKEND, or `auto`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+OPS = (
+    "selective_scan",
+    "linear_scan",
+    "rglru_scan",
+    "ssd_scan",
+    "causal_conv1d",
+    "selective_state_update",
+    "linear_state_update",
+    "rglru_state_update",
+    "ssd_state_update",
+    "causal_conv1d_update",
+)
+
+# A backend is a module that holds functions of the ops' names; None: this build does not have it.
+_MODULES: dict[str, str | None] = {
+    "native": None,
+    "triton": None,
+    "torch": "nvsubq.ops.portable",
+    "reference": "nvsubq.ops.reference",
+    "mamba_ssm": None,
+}
+_AUTO = ("native", "triton", "torch")
+_ENVIRONMENT = "NVSUBQ_BACKEND"
+_forced: ContextVar[str | None] = ContextVar("nvsubq_backend", default=None)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend as `backends()` lists it.
+
+    Args:
+        name: what `backend=`, `use_backend` and `NVSUBQ_BACKEND` call it.
+        active: whether it can be used here.
+        reason: why it is not active, or what it is.
+        ops: the ops that it serves.
+    """
+
+    name: str
+    active: bool
+    reason: str
+    ops: tuple[str, ...]
+
+
+_WHAT = {
+    "torch": "plain PyTorch, vectorised over time, on any device",
+    "reference": "the definition: a Python loop over time; only when named",
+}
+
+
+@cache
+def _load(name: str) -> tuple[ModuleType | None, Backend]:
+    path = _MODULES[name]
+    if path is None:
+        return None, Backend(name, False, "not part of this build of nvsubq", ())
+    try:
+        module = import_module(path)
+    except ImportError as error:
+        return None, Backend(name, False, f"`{path}` cannot be imported: {error}", ())
+    ops = tuple(op for op in OPS if hasattr(module, op))
+    return module, Backend(name, True, _WHAT[name], ops)
+
+
+def backends() -> list[Backend]:
+    """List every backend, whether it is active here, and why not.
+
+    Example:
+        >>> [backend.name for backend in backends() if backend.active]
+        ['torch', 'reference']
+    """
+    return [_load(name)[1] for name in _MODULES]
+
+
+def _check_name(name: object, said_by: str) -> str:
+    if name != "auto" and name not in _MODULES:
+        allowed = ", ".join(["auto", *_MODULES])
+        raise ValueError(f"{said_by} (={name!r}) must be one of {allowed}.")
+    return str(name)
+
+
+def _check_active(name: str, said_by: str) -> ModuleType:
+    module, backend = _load(name)
+    if module is None:
+        raise RuntimeError(f"{said_by} (={name!r}) is not active: {backend.reason}.")
+    return module
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force a backend for every op called inside the block (in this thread).
+
+    A `backend=` written in a call wins over it, and it wins over `NVSUBQ_BACKEND`.
+
+    Args:
+        name: a name listed by `backends()`, or `auto`.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        RuntimeError: it is not active here; the message says why.
+
+    Example:
+        >>> import torch
+        >>> from nvsubq.ops import causal_conv1d, use_backend
+        >>> with use_backend("reference"):
+        ...     causal_conv1d(torch.ones(1, 3, 1), torch.ones(1, 2)).flatten().tolist()
+        [1.0, 2.0, 2.0]
+    """
+    if _check_name(name, "`name`") != "auto":
+        _check_active(name, "`name`")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def resolve(op: str, backend: str | None, device: torch.device) -> ModuleType:
+    """Give the module that serves `op` for tensors on `device`.
+
+    Args:
+        op: a name from `OPS`.
+        backend: what the user named, or None for `use_backend`, `NVSUBQ_BACKEND`, `auto` in this order.
+        device: where the tensors are.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: the named backend cannot serve the call, or `auto` finds none that can.
+    """
+    said_by = "`backend`"
+    name = backend
+    if name is None:
+        name, said_by = _forced.get(), "the backend of `use_backend`"
+    if name is None:
+        name, said_by = os.environ.get(_ENVIRONMENT) or "auto", f"`{_ENVIRONMENT}`"
+    if _check_name(name, said_by) == "auto":
+        return _first_active(op, device)
+    module = _check_active(name, said_by)
+    if not hasattr(module, op):
+        raise RuntimeError(
+            f"{said_by} (={name!r}) does not serve `{op}`; it has {', '.join(_load(name)[1].ops)}."
+        )
+    return module
+
+
+def _first_active(op: str, device: torch.device) -> ModuleType:
+    for name in _AUTO:
+        if name == "triton" and device.type != "cuda":
+            continue
+        module, _ = _load(name)
+        if module is not None and hasattr(module, op):
+            return module
+    reasons = "; ".join(f"{name}: {_load(name)[1].reason}" for name in _AUTO)
+    raise RuntimeError(f"no active backend serves `{op}` on {device}: {reasons}.")

@@ -1,0 +1,280 @@
+"""Walks: the order in which an op visits the cells, parsed and checked once, then used as an index table.
+
+A walk visits L steps. Without `order` step k visits cell k; with it cell `order[k]`; `reverse` runs the same
+list from its end. With S > 1 the channels (heads, groups) are S equal blocks, each with a walk of its own.
+
+    walk = plan_walk(L, order, reverse, seq_idx=seq_idx, device=x.device)
+    x = walk.gather(x)       # [B, L, D, ...] cells -> steps; axis 2 holds the S blocks, absent steps are 0
+    dt = walk.spread(dt)     # [B, L, ...] cells -> [B, L, S, ...] steps, for what all blocks share
+    ...                      # scan over steps 0 .. L-1; see `starts`, `present`, `segment`, `count`
+    y = walk.scatter(y)      # [B, L, D, ...] steps -> cells, 0 at absent cells
+
+With `seq_idx` the steps of a row are compacted: its present cells come first, in walk order, its absent ones
+last. So step k - 1 is always the present cell walked before step k, also for convolution taps. The tables then
+have a batch axis. All moves are differentiable, any number of times, without float atomics.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from nvsubq.ops.arguments import integers
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """A checked walk over L cells by S blocks of channels.
+
+    Args:
+        length: L.
+        blocks: S.
+        index: int64, the cell visited at each step: `[L, S]`, or `[B, L, S]` where rows differ; None: cell k.
+        inverse: int64, the step at which each cell is visited, shaped like `index`.
+        segment: int32 `[B, L, S]`, the number of the sequence that a step belongs to, counted along the walk
+            from 0; absent steps carry the last number. None without `seq_idx`: one sequence.
+        count: int64 `[B]`, how many cells of a row are present; None: all L.
+    """
+
+    length: int
+    blocks: int
+    index: Tensor | None = None
+    inverse: Tensor | None = None
+    segment: Tensor | None = None
+    count: Tensor | None = None
+
+    @property
+    def identity(self) -> bool:
+        """Whether step k is cell k, everywhere."""
+        return self.index is None
+
+    @property
+    def starts(self) -> Tensor | None:
+        """bool `[B, L, S]`: drop the state before this step. Never true at step 0. None without `seq_idx`."""
+        if self.segment is None:
+            return None
+        changed = self.segment[:, 1:] != self.segment[:, :-1]
+        return torch.cat([torch.zeros_like(self.segment[:, :1], dtype=torch.bool), changed], 1)
+
+    @property
+    def present(self) -> Tensor | None:
+        """bool `[B, L]`: the step visits a cell that is there (the same for all blocks). None: all are."""
+        if self.count is None:
+            return None
+        return torch.arange(self.length, device=self.count.device) < self.count[:, None]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Bring `[B, L, D, ...]` from cells to steps; axis 2 (D, H or G) holds the S blocks.
+
+        Absent steps are 0. With one block `[B, L]` will do as well.
+        """
+        if self.index is not None and self.inverse is not None:
+            x = _Permute.apply(x, self.index, self.inverse)
+        return self._clear(x)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Bring `[B, L, ...]`, which all blocks share, to the steps of each block: `[B, L, S, ...]`."""
+        return self.gather(x.unsqueeze(2).expand(*x.shape[:2], self.blocks, *x.shape[2:]))
+
+    def scatter(self, y: Tensor) -> Tensor:
+        """Bring `[B, L, D, ...]` from steps back to cells, with 0 at absent cells."""
+        y = self._clear(y)
+        if self.index is not None and self.inverse is not None:
+            y = _Permute.apply(y, self.inverse, self.index)
+        return y
+
+    def _clear(self, x: Tensor) -> Tensor:
+        present = self.present
+        if present is None:
+            return x
+        return x.masked_fill(~present.reshape(*present.shape, *[1] * (x.dim() - 2)), 0)
+
+
+def plan_walk(
+    length: int,
+    order: Tensor | None = None,
+    reverse: bool | Sequence[bool] = False,
+    *,
+    seq_idx: Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> Walk:
+    """Check `order` and `reverse` and turn them into a `Walk` on `device`.
+
+    The plan without `seq_idx` is cached per `order` tensor until that is changed or freed; asking is cheap.
+
+    Args:
+        length: number of cells L.
+        order: int32 or int64 `[L]` or `[S, L]`, each row a permutation of 0 .. L-1; None: 0, 1, ..., L-1.
+        reverse: one bool for all blocks, or S of them.
+        seq_idx: integers `[B, L]` by cell; where it changes along the walk a sequence starts; < 0: not there.
+        device: where the tables live; by default that of `seq_idx` or `order`, else the CPU.
+
+    Raises:
+        ValueError: `order` is no permutation, or S differs between `order` and `reverse`.
+
+    Example:
+        >>> walk = plan_walk(3, torch.tensor([2, 0, 1]), reverse=True)
+        >>> walk.gather(torch.tensor([[10.0, 11.0, 12.0]])).tolist()
+        [[11.0, 10.0, 12.0]]
+    """
+    if device is None:
+        device = next((t.device for t in (seq_idx, order) if isinstance(t, Tensor)), "cpu")
+    walk = _cached(length, order, _directions(reverse), torch.device(device))
+    return walk if seq_idx is None else _with_sequences(walk, seq_idx)
+
+
+def _directions(reverse: bool | Sequence[bool]) -> tuple[bool, ...]:
+    directions = (
+        (reverse,) if isinstance(reverse, bool) else tuple(reverse) if isinstance(reverse, Sequence) else ()
+    )
+    if not directions or not all(isinstance(direction, bool) for direction in directions):
+        raise ValueError(f"`reverse` (={reverse!r}) must be a bool, or one bool for each of S blocks.")
+    return directions
+
+
+class _Plans:
+    """The plans of one `order` tensor, valid for one version of its memory."""
+
+    def __init__(self, order: Tensor, forget) -> None:
+        self.order = weakref.ref(order, forget)
+        self.stamp = _stamp(order)
+        self.walks: dict[tuple, Walk] = {}
+
+
+_plans: dict[int, _Plans] = {}
+
+
+def _stamp(order: Tensor) -> tuple[int, int]:
+    return order.data_ptr(), order._version
+
+
+def _cached(length: int, order: Tensor | None, directions: tuple[bool, ...], device: torch.device) -> Walk:
+    if order is None:
+        return _plan_row_major(length, directions, device)
+    if isinstance(order, Tensor) and order.is_inference():  # carries no version: a change would go unseen
+        return _plan(length, order, directions, device)
+    plans = _plans.get(id(order))
+    if plans is None or plans.order() is not order or plans.stamp != _stamp(order):
+        _check_order(length, order)
+        identity = id(order)
+        plans = _plans[identity] = _Plans(order, lambda _: _plans.pop(identity, None))
+    key = (length, directions, device)
+    if key not in plans.walks:
+        plans.walks[key] = _plan(length, order, directions, device)
+    return plans.walks[key]
+
+
+@lru_cache(maxsize=256)
+def _plan_row_major(length: int, directions: tuple[bool, ...], device: torch.device) -> Walk:
+    if not any(directions):
+        return Walk(length, len(directions))
+    return _plan(length, torch.arange(length), directions, device)
+
+
+def _check_order(length: int, order: Tensor) -> None:
+    if isinstance(order, Tensor) and order.dim() == 2:
+        integers("order", order, (None, length), f"[S, L] with L = {length}")
+    else:
+        integers("order", order, (length,), "[L] or [S, L], here [L]")
+    rows = _rows(order)
+    if not len(rows):
+        raise ValueError(f"`order` (shape {list(order.shape)}) must have at least one row.")
+    cells = torch.arange(length, device=order.device, dtype=order.dtype)
+    wrong = (rows.sort(dim=1).values != cells).any(1).nonzero().flatten()
+    if len(wrong):
+        row = rows[int(wrong[0])]
+        what = f"row {int(wrong[0])} of `order`" if order.dim() == 2 else "`order`"
+        raise ValueError(f"{what} (={_preview(row)}) must be a permutation of 0 .. {length - 1}.")
+
+
+def _rows(order: Tensor) -> Tensor:
+    return order.detach() if order.dim() == 2 else order.detach()[None]
+
+
+def _preview(row: Tensor) -> str:
+    head = ", ".join(str(value) for value in row[:8].tolist())
+    return f"[{head}{', ...' if len(row) > 8 else ''}]"
+
+
+def _plan(length: int, order: Tensor, directions: tuple[bool, ...], device: torch.device) -> Walk:
+    if order.is_inference():
+        _check_order(length, order)
+    rows = _rows(order)
+    blocks = max(len(rows), len(directions))
+    for name, count in (("order", len(rows)), ("reverse", len(directions))):
+        if count not in (1, blocks):
+            raise ValueError(
+                f"`order` names {len(rows)} walks and `reverse` {len(directions)}; "
+                f"`{name}` must name 1 or {blocks}."
+            )
+    with torch.inference_mode(False), torch.no_grad():  # a cached table must serve training as well
+        rows = rows.to(device=device, dtype=torch.int64, copy=True).expand(blocks, length)
+        directions = directions * (blocks // len(directions))
+        steps = [row.flip(0) if back else row for row, back in zip(rows, directions, strict=True)]
+        index = torch.stack(steps, 1)
+        return Walk(length, blocks, index, _invert(index, 0))
+
+
+def _invert(index: Tensor, axis: int) -> Tensor:
+    shape = [1] * index.dim()
+    shape[axis] = -1
+    steps = torch.arange(index.shape[axis], device=index.device).reshape(shape).expand_as(index)
+    return torch.empty_like(index).scatter_(axis, index, steps)
+
+
+def _with_sequences(walk: Walk, seq_idx: Tensor) -> Walk:
+    batch, length = seq_idx.shape
+    index = walk.index
+    steps = seq_idx[:, :, None].expand(batch, length, walk.blocks)
+    if index is not None:
+        steps = steps.gather(1, index.expand(batch, length, walk.blocks))
+    # Reading the table back would stall a GPU, so only the CPU looks whether any cell is absent at all.
+    if seq_idx.device.type == "cpu" and not bool((seq_idx < 0).any()):
+        return Walk(length, walk.blocks, index, walk.inverse, _number(steps, None))
+    first_present = (steps < 0).to(torch.int8).argsort(dim=1, stable=True)
+    steps = steps.gather(1, first_present)
+    if index is not None:
+        first_present = index.expand_as(first_present).gather(1, first_present)
+    count = (seq_idx >= 0).sum(1)
+    return Walk(length, walk.blocks, first_present, _invert(first_present, 1), _number(steps, count), count)
+
+
+def _number(steps: Tensor, count: Tensor | None) -> Tensor:
+    changed = steps[:, 1:] != steps[:, :-1]
+    if count is not None:
+        changed = changed & (steps[:, 1:] >= 0)
+    first = torch.zeros_like(steps[:, :1], dtype=torch.int32)
+    return torch.cat([first, changed.cumsum(1, dtype=torch.int32)], 1)
+
+
+class _Permute(torch.autograd.Function):
+    """A permutation of the steps; its backward is the inverse permutation, a gather again."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(index, inverse)
+        return _take(x, index)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        index, inverse = ctx.saved_tensors
+        return _Permute.apply(grad, inverse, index), None, None
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    blocks = index.shape[-1]
+    if index.dim() == 2 and blocks == 1:
+        return x.index_select(1, index[:, 0])
+    if blocks == 1:
+        return x[torch.arange(len(x), device=x.device)[:, None], index[..., 0]]
+    block = torch.arange(blocks, device=x.device)
+    split = x.unflatten(2, (blocks, x.shape[2] // blocks))
+    if index.dim() == 2:
+        return split[:, index, block].flatten(2, 3)
+    rows = torch.arange(len(x), device=x.device)[:, None, None]
+    return split[rows, index, block].flatten(2, 3)

@@ -1,0 +1,91 @@
+"""From a config to its parts: datamodule first, then the model with what the data knows, then the task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from nvsubq.lazy_config import ConfigError, instantiate, validate
+from nvsubq.training.task import Task
+
+FROM_DATA = ("spatial_dims", "in_channels", "num_classes")
+"""Arguments of the model that the datamodule decides."""
+
+
+def check_config(config: DictConfig) -> None:
+    """Reports every problem that can be seen before anything is built.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    copy = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    # These come when the data is there; any number stands for them.
+    for key in FROM_DATA:
+        if OmegaConf.is_missing(copy.model, key) or key not in copy.model:
+            copy.model[key] = 1
+    if copy.task.get("_target_") is not None:
+        # The model and what the data says about classes are given as objects.
+        copy.task["_partial_"] = True
+    for node in (copy.get("logger") or {}).values():
+        node["save_dir"] = "."
+    validate(copy)
+    _check_plain(config)
+
+
+def _check_plain(config: DictConfig) -> None:
+    """The keys at the top that are no nodes."""
+    seed, threads = config.seed, config.get("threads")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"`seed` (={seed!r}) must be an integer from 0 to 2**32 - 1.")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ConfigError(f"`threads` (={threads!r}) must be null or an integer of at least 1.")
+    if config.test_with not in ("best", "last", None):
+        raise ConfigError(f"`test_with` (={config.test_with!r}) must be best, last or null.")
+    patience = config.early_stopping.patience
+    if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 0):
+        raise ConfigError(
+            f"`early_stopping.patience` (={patience!r}) must be null or an integer of at least 0."
+        )
+
+
+def build_datamodule(config: DictConfig) -> Any:
+    """The datamodule of `config.data`; no data is loaded yet."""
+    return instantiate(config.data)
+
+
+def complete_model(config: DictConfig, datamodule: Any) -> None:
+    """Writes what the data decides into `config.model`.
+
+    Raises:
+        ConfigError: the config has another value.
+    """
+    for key in FROM_DATA:
+        value = getattr(datamodule, key)
+        given = None if OmegaConf.is_missing(config.model, key) else config.model.get(key)
+        if given is not None and given != value:
+            raise ConfigError(f"`model.{key}` (={given}) does not fit the data, which has {key} {value}.")
+        with open_dict(config.model):
+            config.model[key] = value
+
+
+def build_task(config: DictConfig, datamodule: Any) -> Task:
+    """The task with its model. What the data decides is written into `config`: of the model, and a null tile.
+
+    Raises:
+        ConfigError: the task or the model is not for this data.
+    """
+    complete_model(config, datamodule)
+    kind = config.task.get("_target_", "").rsplit(".", 1)[-1].removesuffix("Task").lower()
+    if kind in ("classification", "segmentation") and kind != datamodule.task:
+        other = {"classification": "backbone", "segmentation": "segmenter"}[datamodule.task]
+        raise ConfigError(
+            f"`task` is for {kind}, but the data ({type(datamodule).__name__}) is for {datamodule.task}: "
+            f"use task={datamodule.task} model={other}."
+        )
+    late: dict[str, Any] = {"class_names": list(datamodule.class_names)}
+    if datamodule.task == "segmentation":
+        late["scored_classes"] = list(datamodule.scored_classes)
+        if config.task.get("tile", ...) is None and datamodule.spatial_size is not None:
+            config.task.tile = list(datamodule.spatial_size)
+    return instantiate(config.task, model=instantiate(config.model), **late)

@@ -1,0 +1,149 @@
+"""Loads a run folder again: config and checkpoint become a datamodule and a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from nvsubq.lazy_config import ConfigError, from_yaml
+from nvsubq.training.build import build_datamodule, build_task
+from nvsubq.training.task import Task
+
+CHECKPOINTS = ("best", "last")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, broken, or does not fit: the message names the file."""
+
+
+@dataclass
+class LoadedRun:
+    """A run, built again.
+
+    `config` is its config (interpolations kept, overrides applied), `datamodule` has not loaded any data yet,
+    `task` is on the CPU in evaluation mode with the weights of `checkpoint`.
+    """
+
+    path: Path
+    config: DictConfig
+    datamodule: Any
+    task: Task
+    checkpoint: Path
+
+
+def load_run(run: str | Path, *, checkpoint: str = "best", overrides: Sequence[str] = ()) -> LoadedRun:
+    """Builds the datamodule and the trained task of a run folder.
+
+    Args:
+        run: the folder, `latest` links included.
+        checkpoint: "best" or "last".
+        overrides: ``key=value`` changes of the config, such as ``data.root=elsewhere``.
+
+    Raises:
+        CheckpointError: no run lies there, or its checkpoint is missing or does not fit.
+        ConfigError: the config is not valid, or an override names no key of it.
+
+    Example:
+        >>> load_run("nowhere")
+        Traceback (most recent call last):
+        nvsubq.training.load.CheckpointError: `run` (=nowhere) is no run folder: it has no config.yaml.
+    """
+    path = Path(run)
+    config = load_config(path, overrides)
+    weights = find_checkpoint(path, checkpoint)
+    datamodule = build_datamodule(config)
+    task = build_task(config, datamodule)
+    load_weights(task, weights)
+    return LoadedRun(path.resolve(), config, datamodule, task.eval(), weights)
+
+
+def load_config(run: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config of a run folder, with ``key=value`` overrides applied."""
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        raise CheckpointError(f"`run` (={run}) is no run folder: it has no config.yaml.")
+    config = from_yaml(file)
+    config.pop("defaults", None)
+    OmegaConf.set_struct(config, True)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override {override!r} must have the form key=value.")
+        try:
+            value = OmegaConf.from_dotlist([override])
+            OmegaConf.update(config, key, OmegaConf.select(value, key), merge=True)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(f"override {override!r} names no key of the run's config.") from error
+    return config
+
+
+def find_checkpoint(run: str | Path, checkpoint: str = "best") -> Path:
+    """The file of the "best" or "last" checkpoint of a run folder."""
+    if checkpoint not in CHECKPOINTS:
+        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) must be one of {', '.join(CHECKPOINTS)}.")
+    file = Path(run) / "checkpoints" / f"{checkpoint}.ckpt"
+    if not file.is_file():
+        raise CheckpointError(
+            f"`run` (={run}) has no checkpoint {file.name}: its training did not finish an epoch."
+        )
+    return file
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint of a training; runs no code from it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint (={path}) does not exist.") from None
+    except OSError as error:
+        raise CheckpointError(f"checkpoint (={path}) cannot be read: {error.strerror}.") from error
+    except Exception as error:  # zip, pickle and torch each have their own
+        raise CheckpointError(
+            f"checkpoint (={path}) cannot be read: it is broken, or holds more than tensors and plain values."
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(f"checkpoint (={path}) is no checkpoint of a training: it has no `state_dict`.")
+    return content
+
+
+def check_fits(task: nn.Module, state: dict[str, Any], path: str | Path) -> None:
+    """Compares names and shapes of a checkpoint's `state` with the model's.
+
+    Raises:
+        CheckpointError: they differ; the message names up to three of each kind.
+    """
+    own = task.state_dict()
+    problems = []
+    shapes = [
+        f"{name} is {list(state[name].shape)} in the checkpoint and {list(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    for what, names in (
+        ("of another shape", shapes),
+        ("missing in the checkpoint", sorted(own.keys() - state.keys())),
+        ("not in the model", sorted(state.keys() - own.keys())),
+    ):
+        if names:
+            more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"  {what}: {', '.join(names[:3])}{more}")
+    if problems:
+        head = f"checkpoint (={path}) does not fit the model of this config:\n"
+        raise CheckpointError(head + "\n".join(problems))
+
+
+def load_weights(task: nn.Module, path: str | Path) -> None:
+    """Loads a checkpoint's weights into a task.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read or does not fit.
+    """
+    state = read_checkpoint(path)["state_dict"]
+    check_fits(task, state, path)
+    task.load_state_dict(state)

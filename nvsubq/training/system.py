@@ -1,0 +1,65 @@
+"""What a run reports about the machine: threads, memory, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("nvsubq", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "torchmetrics", "einops")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its control group.
+
+    Example:
+        >>> usable_cores() >= 1
+        True
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no control groups of version 2: no quota
+    return cores
+
+
+def set_threads(threads: int | None) -> int:
+    """Sets torch's threads in an operator: the number given, or `OMP_NUM_THREADS`, or the usable cores."""
+    if threads is None and not os.environ.get("OMP_NUM_THREADS"):
+        threads = usable_cores()
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_memory() -> int | None:
+    """The most CUDA memory that torch has held, in bytes; None without a CUDA device in use."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

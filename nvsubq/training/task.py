@@ -1,0 +1,143 @@
+"""What both tasks share: the model, the optimizer, and the names of what is logged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from nvsubq.training.optim import SCHEDULES, adamw, schedule
+
+
+def check_range(
+    name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False
+) -> float:
+    """`value` as a float in [low, high] ((low, high] with `open_low`), or a ValueError that names it."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not (low < value <= high if open_low else low <= value <= high):
+        bounds = f"{'above' if open_low else 'at least'} {low}" + (
+            f" and at most {high}" if high < math.inf else ""
+        )
+        raise ValueError(f"`{name}` (={value!r}) must be a number {bounds}.")
+    return float(value)
+
+
+class Task(L.LightningModule):
+    """A model with a loss, metrics and an optimizer. Subclasses say what is scored.
+
+    Args:
+        model: maps a batch `[B, in_channels, *spatial]` to logits.
+        class_names: one name for each class; their number is the number of classes.
+        lr: peak learning rate of AdamW.
+        weight_decay: of every matrix that ``model.no_weight_decay()`` does not exempt.
+        betas: of AdamW.
+        schedule: "cosine" or "constant", both after a linear warm-up, per optimizer step.
+        warmup: fraction of all steps that the warm-up takes.
+        final_lr: where the cosine ends, as a fraction of `lr`.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    kind: str
+    monitor: str
+    scores: tuple[str, ...]  # metrics of validation that a checkpoint can follow
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        class_names: Sequence[str],
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        betas: Sequence[float] = (0.9, 0.999),
+        schedule: str = "cosine",
+        warmup: float = 0.1,
+        final_lr: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if len(class_names) < 2:
+            raise ValueError(f"`class_names` (={list(class_names)}) must name at least two classes.")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"`schedule` (={schedule!r}) must be one of {', '.join(SCHEDULES)}.")
+        if len(betas) != 2:
+            raise ValueError(f"`betas` (={list(betas)}) must be two numbers.")
+        self.model = model
+        self.class_names = [str(name) for name in class_names]
+        self.num_classes = len(self.class_names)
+        self.lr = check_range("lr", lr, 0.0, open_low=True)
+        self.weight_decay = check_range("weight_decay", weight_decay, 0.0)
+        self.betas = (
+            check_range("betas[0]", betas[0], 0.0, 1.0),
+            check_range("betas[1]", betas[1], 0.0, 1.0),
+        )
+        self.schedule = schedule
+        self.warmup = check_range("warmup", warmup, 0.0, 1.0)
+        self.final_lr = check_range("final_lr", final_lr, 0.0, 1.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch `[B, in_channels, *spatial]`."""
+        return self.model(images)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities along axis 1, in fp32, of images of any size; no gradient, evaluation mode."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                return self.logits(images.to(self.device)).float().softmax(1)
+        finally:
+            self.train(training)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits as they are evaluated: what `forward` gives, or a tiling of it."""
+        return self(images)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Class probabilities of the images of a batch."""
+        return self.logits(batch[0] if isinstance(batch, (tuple, list)) else batch).float().softmax(1)
+
+    def log_epoch(self, name: str, value: Any, batch_size: int) -> None:
+        """Logs a mean over the epoch, over all processes."""
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
+
+    def predictions(self) -> dict[str, Any]:
+        """What the last test run predicted, as arrays (see `run_folder`)."""
+        raise NotImplementedError
+
+    def gathered(self, rows: list[Any]) -> list[Any]:
+        """The rows of all processes (each scored its share of the test split)."""
+        if self.trainer.world_size == 1:
+            return rows
+        parts: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, rows)
+        return [row for part in parts for row in part]
+
+    def test_indices(self, first: int, count: int) -> Tensor:
+        """Numbers in the test split of the `count` items after the `first` that this process has had.
+
+        Processes take every `world_size`-th item; what fills up the end gets numbers past the split's size.
+        """
+        return (first + torch.arange(count)) * self.trainer.world_size + self.trainer.global_rank
+
+    def test_size(self) -> int:
+        """Items in the test split."""
+        loaders = self.trainer.test_dataloaders
+        return len(loaders.dataset)  # type: ignore[union-attr]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW, and the schedule stepped after every optimizer step."""
+        steps = self.trainer.estimated_stepping_batches
+        if self.schedule == "cosine" and not math.isfinite(steps):
+            raise ValueError(
+                "`schedule` (='cosine') needs an end: set trainer.max_epochs or trainer.max_steps."
+            )
+        total = int(steps) if math.isfinite(steps) else 1
+        optimizer = adamw(self.model, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        factor = schedule(self.schedule, total, self.warmup, self.final_lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,433 @@
+"""What every core promises, one test for all of them: a core that is added to CASES is held to it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import nvsubq.cores as cores
+from nvsubq.cores import LTV_LRNN
+
+C, L, B = 16, 23, 3
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # fp32, against another way through the same arithmetic
+
+
+@dataclass(frozen=True)
+class Case:
+    """One core as the contract sees it.
+
+    Args:
+        name: of the class in `nvsubq.cores`.
+        options: of its constructor, beside `d_model`.
+        timesteps: it takes `integration_timesteps`.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    timesteps: bool = False
+
+    @property
+    def cls(self) -> Callable[..., LTV_LRNN]:
+        return getattr(cores, self.name)
+
+    def make(self, **more: Any) -> LTV_LRNN:
+        torch.manual_seed(7)
+        return self.cls(C, **(self.options | more))
+
+    def __str__(self) -> str:
+        shown = "-".join(str(value) for value in self.options.values())
+        return f"{self.name}-{shown}" if shown else self.name
+
+
+CASES = [
+    Case("Mamba", {}, timesteps=True),
+    Case("Mamba", {"discretization": "zoh", "bias": True}, timesteps=True),
+    Case("Mamba", {"discretization": "bilinear", "conv_bias": False}, timesteps=True),
+    Case("Mamba", {"discretization": "dirac"}, timesteps=True),
+    Case("S5", {"d_state": 8}, timesteps=True),
+    Case("S5", {"d_state": 8, "discretization": "bilinear", "conj_sym": True}, timesteps=True),
+    Case("S5", {"d_state": 8, "discretization": "dirac"}, timesteps=True),
+    Case("Mamba2", {"d_state": 16, "headdim": 8}),
+    Case("Mamba2", {"d_state": 16, "headdim": 8, "ngroups": 2, "D_has_hdim": True}),
+    Case("RGLRU"),
+    Case("RGLRU", {"bias": True, "expand": 2}),
+    Case("Attention", {"num_heads": 2}),
+    Case("Attention", {"num_heads": 2, "bias": True}),
+]
+SIMPLE = [CASES[0], CASES[4], CASES[7], CASES[9], CASES[11]]  # one of each class
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_core = pytest.mark.parametrize("case", SIMPLE, ids=str)
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def close(actual: Tensor, expected: Tensor, **tolerance: float) -> None:
+    torch.testing.assert_close(actual, expected, **(TOLERANCE | tolerance))
+
+
+def gradients(core: LTV_LRNN, x: Tensor, run: Callable[[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output of `run(x)`, and the gradients of a fixed projection of it for x and all parameters."""
+    x = x.detach().requires_grad_()
+    y = run(x)
+    names = [name for name, _ in core.named_parameters()]
+    found = torch.autograd.grad(
+        (y * draw(*y.shape, seed=99)).sum(), [x, *core.parameters()], allow_unused=True
+    )
+    return y.detach(), dict(zip(["x", *names], found, strict=True))
+
+
+def close_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, want in expected.items():
+        assert (actual[name] is None) == (want is None), name
+        if want is not None:
+            scale = max(1.0, want.abs().max().item())  # sums over B and L: compare at their own scale
+            torch.testing.assert_close(
+                actual[name] / scale,
+                want / scale,
+                **(TOLERANCE | tolerance),
+                msg=lambda m, n=name: f"{n}: {m}",
+            )
+
+
+class TestWalk:
+    @every_case
+    @pytest.mark.parametrize("length", [0, 1, 2, L])
+    def test_shape_and_dtype(self, case, length):
+        y = case.make()(draw(B, length, C))
+        assert y.shape == (B, length, C)
+        assert y.dtype == torch.float32
+        y.sum().backward()
+
+    @every_core
+    def test_empty_batch(self, case):
+        assert case.make()(draw(0, L, C)).shape == (0, L, C)
+
+    @every_core
+    def test_noncontiguous_input(self, case):
+        core, x = case.make(), draw(B, C, L).transpose(1, 2)
+        y, found = gradients(core, x, core)
+        want_y, want = gradients(core, x.contiguous(), core)
+        close(y, want_y)
+        close_gradients(found, want)
+        wide = draw(B, 2 * L, 2 * C)
+        close(core(wide[:, ::2, C:]), core(wide[:, ::2, C:].contiguous()))
+
+    @every_core
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_order_law(self, case, reverse):
+        core, x = case.make(), draw(B, L, C)
+        order = torch.randperm(L, generator=torch.Generator().manual_seed(1))
+        inverse = order.argsort()
+        y, found = gradients(core, x, lambda x: core(x, order=order, reverse=reverse))
+        walk = order.flip(0) if reverse else order
+        undo = walk.argsort()
+        want_y, want = gradients(core, x, lambda x: core(x[:, walk])[:, undo])
+        close(y, want_y)
+        close_gradients(found, want)
+        assert (inverse != undo).any() == reverse
+
+    @every_core
+    def test_reverse_law(self, case):
+        core, x = case.make(), draw(B, L, C)
+        y, found = gradients(core, x, lambda x: core(x, reverse=True))
+        want_y, want = gradients(core, x, lambda x: core(x.flip(1)).flip(1))
+        close(y, want_y)
+        close_gradients(found, want)
+
+    @every_core
+    def test_causal(self, case):
+        core, x = case.make(), draw(1, L, C).requires_grad_()
+        (grad,) = torch.autograd.grad(core(x)[:, 9].sum(), x)
+        assert (grad[:, 10:] == 0).all()
+        assert (grad[:, :10] != 0).any(-1).all()
+
+    @every_core
+    def test_no_state_is_left_behind(self, case):
+        core, x = case.make().eval(), draw(B, L, C)
+        with torch.no_grad():
+            first = core(x)
+            core(draw(B, L, C, seed=5))
+            torch.testing.assert_close(core(x), first, rtol=0, atol=0)
+
+    @every_core
+    def test_paths_agree(self, case):
+        """Fault 7: a fast path that computes something else."""
+        if "use_fast_path" not in inspect.signature(case.cls).parameters:
+            pytest.skip("has one path")
+        fast, slow, x = case.make(), case.make(use_fast_path=False), draw(B, L, C)
+        assert (fast.backend, slow.backend) == (None, "torch")
+        y, found = gradients(fast, x, fast)
+        want_y, want = gradients(slow, x, slow)
+        close(y, want_y)
+        close_gradients(found, want)
+
+
+class TestSequences:
+    lengths = torch.tensor([L, 9, 0])
+
+    @every_case
+    def test_lengths_equal_separate_calls(self, case):
+        """Fault 5: `lengths` accepted and ignored. What lies in the padding does not matter, NaN included."""
+        core, x = case.make(), draw(B, L, C)
+        padded = x.clone()
+        for row, length in enumerate(self.lengths.tolist()):
+            padded[row, length:] = float("nan")
+        y, found = gradients(core, padded, lambda x: core(x, lengths=self.lengths))
+
+        def separately(x: Tensor) -> Tensor:
+            rows = [core(x[row : row + 1, :length]) for row, length in enumerate(self.lengths.tolist())]
+            return torch.cat([torch.nn.functional.pad(row, (0, 0, 0, L - row.shape[1])) for row in rows])
+
+        want_y, want = gradients(core, x, separately)
+        close(y, want_y)
+        close_gradients(found, want)
+        assert (y[1, 9:] == 0).all()
+        assert (found["x"][1, 9:] == 0).all()
+
+    @every_case
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_seq_idx_equals_separate_calls(self, case, reverse):
+        core, x = case.make(), draw(1, L, C)
+        cuts = [0, 1, 8, 9, 20, L]
+        seq_idx = torch.zeros(1, L, dtype=torch.int32)
+        for number, (start, stop) in enumerate(pairwise(cuts)):
+            seq_idx[:, start:stop] = 7 - number
+        y, found = gradients(core, x, lambda x: core(x, seq_idx=seq_idx, reverse=reverse))
+        pieces = list(pairwise(cuts))
+        want_y, want = gradients(
+            core, x, lambda x: torch.cat([core(x[:, a:b], reverse=reverse) for a, b in pieces], 1)
+        )
+        close(y, want_y)
+        close_gradients(found, want)
+
+    @every_core
+    def test_holes_are_skipped(self, case):
+        """Absent cells in the middle neither read nor change the state, nor the convolution's taps."""
+        core, x = case.make(), draw(1, L, C)
+        there = torch.tensor([k % 3 != 1 and k > 0 for k in range(L)])
+        seq_idx = torch.where(there, 4, -1)[None].int()
+        y, found = gradients(core, x, lambda x: core(x, seq_idx=seq_idx))
+
+        def compacted(x: Tensor) -> Tensor:
+            out = torch.zeros(1, L, C)
+            out[:, there] = core(x[:, there])
+            return out
+
+        want_y, want = gradients(core, x, compacted)
+        close(y, want_y)
+        close_gradients(found, want)
+
+    @every_core
+    def test_rows_are_independent(self, case):
+        core, x = case.make(), draw(B, L, C)
+        close(core(x)[1:2], core(x[1:2]))
+
+
+class TestDtypes:
+    @every_case
+    def test_bf16_autocast(self, case):
+        """Faults 6 and 10: bf16 is taken, and states are not kept in it."""
+        core, x = case.make(), draw(B, 64, C)
+        want, want_grads = gradients(core, x, core)
+        with torch.autocast("cpu", torch.bfloat16):
+            y, found = gradients(core, x, core)
+            with torch.no_grad():
+                cache = core.allocate_inference_cache(B, 65)
+                prefilled = core(x, inference_cache=cache)
+                stepped, _ = core.step(x[:, :1], cache)
+        close(y.float(), want, rtol=0.05, atol=0.05)
+        close(prefilled.float(), y.float(), rtol=0.02, atol=0.02)
+        assert torch.isfinite(stepped).all()
+        if "lrnn_state" in cache:
+            assert cache["lrnn_state"].dtype in (torch.float32, torch.complex64)
+        for name, grad in found.items():
+            if grad is not None:
+                scale = want_grads[name].abs().max() + 0.1
+                assert (grad - want_grads[name]).abs().max() / scale < 0.1, name
+
+    @every_core
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize("how", ["constructor", "string", "cast"])
+    def test_parameter_dtypes(self, case, dtype, how):
+        name = str(dtype).removeprefix("torch.")
+        core = case.make().to(dtype) if how == "cast" else case.make(dtype=name if how == "string" else dtype)
+        x = draw(B, L, C).to(dtype)
+        y = core(x)
+        assert y.dtype == dtype
+        y.sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in core.parameters() if p.grad is not None)
+        with torch.no_grad():
+            cache = core.allocate_inference_cache(B, L)
+            pieces = [core(x[:, :9], inference_cache=cache)]
+            pieces += [core.step(x[:, k : k + 1], cache)[0] for k in range(9, L)]
+        loose = {"rtol": 0.1, "atol": 0.1} if dtype == torch.bfloat16 else {}
+        close(torch.cat(pieces, 1).float(), y.detach().float(), **loose)
+        if "lrnn_state" in cache:
+            double = cache["lrnn_state"].dtype in (torch.float64, torch.complex128)
+            single = cache["lrnn_state"].dtype in (torch.float32, torch.complex64)
+            assert double if dtype == torch.float64 else single
+
+    @every_case
+    def test_fp64_gradcheck(self, case):
+        core = case.make(dtype=torch.float64)
+        x = draw(1, 4, C, dtype=torch.float64)[..., :C].requires_grad_()
+        dt = (draw(1, 4, seed=3, dtype=torch.float64).abs(),) if case.timesteps else ()
+        names, values = zip(*core.named_parameters(), strict=True)
+
+        def run(x: Tensor, *values: Tensor) -> Tensor:
+            parameters = dict(zip(names, values, strict=True))
+            return torch.func.functional_call(core, parameters, (x, *dt), {"reverse": True})
+
+        def project(*inputs: Tensor) -> Tensor:
+            return (run(*inputs) * draw(1, 4, C, seed=6, dtype=torch.float64)).sum()
+
+        torch.autograd.gradcheck(project, (x, *values), fast_mode=True)
+
+    @every_core
+    def test_meta_device(self, case):
+        core = case.make(device="meta")
+        assert all(parameter.device.type == "meta" for parameter in core.parameters())
+
+    @every_core
+    def test_wrong_dtype(self, case):
+        for wrong in ("int64", "floaty", torch.complex64):
+            with pytest.raises(ValueError, match=r"`dtype` \(=.*\) must be a real floating dtype"):
+                case.make(dtype=wrong)
+
+
+class TestModule:
+    @every_core
+    def test_seed_reproduces(self, case):
+        """Fault 8: random init outside torch's generator."""
+        first, second = case.make(), case.make()
+        for a, b in zip(first.parameters(), second.parameters(), strict=True):
+            assert torch.equal(a, b)
+        torch.manual_seed(8)
+        other = case.cls(C, **case.options)
+        assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+    @every_core
+    def test_copies_compute_the_same(self, case):
+        core, x = case.make(), draw(B, L, C)
+        twin = copy.deepcopy(core)
+        close(twin(x), core(x), rtol=0, atol=0)
+        torch.manual_seed(9)
+        loaded = case.cls(C, **case.options)
+        loaded.load_state_dict(core.state_dict())
+        close(loaded(x), core(x), rtol=0, atol=0)
+
+    @every_core
+    def test_marks_survive_copies(self, case):
+        """torch drops a parameter's attributes in a deepcopy: decays would be decayed."""
+
+        def marked(core: LTV_LRNN) -> set[str]:
+            return {name for name, p in core.named_parameters() if getattr(p, "_no_weight_decay", False)}
+
+        core = case.make()
+        want = marked(core)
+        assert want or case.name == "Attention"
+        assert marked(copy.deepcopy(core)) == want
+        assert marked(copy.deepcopy(torch.nn.Sequential(core))[0]) == want
+        assert marked(pickle.loads(pickle.dumps(core))) == want
+        assert marked(case.make(device="meta").to_empty(device="cpu")) == want
+        assert marked(core.bfloat16()) == want
+        assert not any(key.startswith("_parameter_marks") for key in vars(copy.deepcopy(core)))
+
+    @every_core
+    def test_all_parameters_get_gradients(self, case):
+        core = case.make()
+        core(draw(B, L, C)).square().sum().backward()
+        for name, parameter in core.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+    @every_core
+    def test_is_a_core(self, case):
+        core = case.make()
+        assert isinstance(core, LTV_LRNN)
+        assert core.d_model == C
+        assert core.causal
+        assert f"d_model={C}" in repr(core)
+        keywords = {"lengths", "inference_cache", "seq_idx", "order", "reverse"}
+        assert keywords <= inspect.signature(core.forward).parameters.keys()
+
+
+class TestErrors:
+    @every_core
+    def test_unknown_keyword(self, case):
+        with pytest.raises(TypeError, match="d_sate"):
+            case.make(d_sate=3)
+        with pytest.raises(TypeError, match="lenghts"):
+            case.make()(draw(B, L, C), lenghts=None)
+
+    @every_core
+    @pytest.mark.parametrize("shape", [(B, L, C + 1), (L, C), (B, 2, L, C)])
+    def test_wrong_shape(self, case, shape):
+        core = case.make()
+        name = next(iter(inspect.signature(core.forward).parameters))
+        text = rf"`{name}` must have shape \[B, L, {C}\], got \[{', '.join(map(str, shape))}\]"
+        with pytest.raises(ValueError, match=text):
+            core(draw(*shape))
+
+    @every_core
+    def test_wrong_step_shape(self, case):
+        core = case.make()
+        cache = core.allocate_inference_cache(B, L)
+        for shape in ((B, 2, C), (B, 1, C - 1)):
+            with pytest.raises(ValueError, match=rf"of a step must have shape \[B, 1, {C}\], got"):
+                core.step(draw(*shape), cache)
+
+    @every_core
+    def test_reverse_with_cache(self, case):
+        core = case.make()
+        with pytest.raises(ValueError, match=r"`reverse` \(=True\) must be False with an `inference_cache`"):
+            core(draw(B, L, C), inference_cache=core.allocate_inference_cache(B, L), reverse=True)
+
+    @every_core
+    def test_wrong_cache(self, case):
+        core = case.make()
+        with pytest.raises(ValueError, match=rf"holds {B + 1} sequences, the input has {B}"):
+            core(draw(B, L, C), inference_cache=core.allocate_inference_cache(B + 1, L))
+        with torch.no_grad(), pytest.raises(ValueError, match=r"holds 1 sequences, the input has 3"):
+            core.step(draw(B, 1, C), core.allocate_inference_cache(1, L))
+        with pytest.raises(ValueError, match=r"must come from `allocate_inference_cache`"):
+            core(draw(B, L, C), inference_cache={})
+
+    @every_core
+    def test_timesteps(self, case):
+        core = case.make()
+        if not case.timesteps:
+            with pytest.raises(
+                ValueError, match=rf"`integration_timesteps` must be None: {case.name} has no use"
+            ):
+                core(draw(B, L, C), torch.ones(B, L))
+            return
+        with pytest.raises(ValueError, match=rf"`integration_timesteps` must have shape \[{B}, {L}\]"):
+            core(draw(B, L, C), torch.ones(B, L + 1))
+        with pytest.raises(ValueError, match=rf"`integration_timesteps` must have shape \[{B}, 1\]"):
+            core.step(draw(B, 1, C), core.allocate_inference_cache(B, 1), torch.ones(B, 2))
+
+    @every_core
+    def test_wrong_lengths(self, case):
+        core = case.make()
+        with pytest.raises(ValueError, match="`lengths`"):
+            core(draw(B, L, C), lengths=torch.tensor([1, 2]))
+        with pytest.raises(ValueError, match="`lengths`"):
+            core(draw(B, L, C), lengths=torch.tensor([1, 2, L + 1]))
+        with pytest.raises(ValueError, match="`seq_idx`"):
+            core(draw(B, L, C), seq_idx=torch.zeros(B, L + 1, dtype=torch.int32))
+        with pytest.raises(ValueError, match="`order`"):
+            core(draw(B, L, C), order=torch.zeros(L, dtype=torch.int64))

@@ -1,0 +1,162 @@
+"""What every core promises of its caches: prefill, chunks, steps, gradients, addresses."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from test_contract import CASES, B, C, L, close, close_gradients, draw, every_case, every_core, gradients
+from torch import Tensor
+
+from nvsubq.cores import LTV_LRNN, detach_cache
+
+
+class TestCache:
+    @every_case
+    def test_forward_prefill_and_step_agree(self, case):
+        """Faults 1 and 2: step and prefill follow forward, whatever the discretization."""
+        core, x = case.make().eval(), draw(B, L, C)
+        self.run(core, x, None)
+
+    @pytest.mark.parametrize("case", [case for case in CASES if case.timesteps], ids=str)
+    def test_with_timesteps(self, case):
+        core, x = case.make().eval(), draw(B, L, C)
+        dt = draw(B, L, seed=3).abs() * 3
+        assert (core(x, dt) - core(x)).abs().max() > 1e-4  # fault 5: timesteps accepted and ignored
+        self.run(core, x, dt)
+
+    @torch.no_grad()
+    def run(self, core: LTV_LRNN, x: Tensor, dt: Tensor | None) -> None:
+        want = core(x, dt)
+        for sizes in ([L], [1, 2, 0, 11, 9], [3] * 7 + [2]):
+            cache = core.allocate_inference_cache(B, L)
+            done, pieces = 0, []
+            for size in sizes:
+                part = slice(done, done + size)
+                pieces.append(core(x[:, part], None if dt is None else dt[:, part], inference_cache=cache))
+                done += size
+                assert cache["seqlen_offset"] == done
+            close(torch.cat(pieces, 1), want)
+        for prefill in (0, 1, 7):
+            cache = core.allocate_inference_cache(B, L)
+            core(x[:, :prefill], None if dt is None else dt[:, :prefill], inference_cache=cache)
+            for k in range(prefill, L):
+                timestep = () if dt is None else ((dt[:, k], dt[:, k : k + 1])[k % 2],)
+                y, same = core.step(x[:, k : k + 1], cache, *timestep)
+                assert same is cache
+                assert y.shape == (B, 1, C)
+                close(y, want[:, k : k + 1])
+            assert cache["seqlen_offset"] == L
+
+    @every_core
+    @torch.no_grad()
+    def test_two_generations_do_not_mix(self, case):
+        """Fault 9."""
+        core, x = case.make().eval(), draw(B, L, C)
+        outputs = []
+        for seed in (0, 1, 0):
+            cache = core.allocate_inference_cache(B, L)
+            outputs.append([core.step(draw(B, 1, C, seed=seed + k), cache)[0] for k in range(4)])
+            core(x)
+        for first, last in zip(outputs[0], outputs[2], strict=True):
+            torch.testing.assert_close(first, last, rtol=0, atol=0)
+
+    @every_core
+    @torch.no_grad()
+    def test_ragged_prefill(self, case):
+        """A prefill of unequal lengths leaves each row the state of its own last cell."""
+        core, x, tail = case.make().eval(), draw(2, L, C), draw(2, 1, C, seed=8)
+        cache = core.allocate_inference_cache(2, L + 1)
+        core(x, lengths=torch.tensor([L, 6]), inference_cache=cache)
+        together, _ = core.step(tail, cache)
+        for row, length in enumerate((L, 6)):
+            cache = core.allocate_inference_cache(1, L + 1)
+            core(x[row : row + 1, :length], inference_cache=cache)
+            alone, _ = core.step(tail[row : row + 1], cache)
+            close(together[row : row + 1], alone)
+
+    @every_core
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_addresses_stay_without_grad(self, case, mode):
+        core = case.make().eval()
+        with mode():
+            cache = core.allocate_inference_cache(B, L)
+            before = {key: value.data_ptr() for key, value in cache.items() if isinstance(value, Tensor)}
+            assert "lrnn_state" in before or case.name == "Attention"
+            core(draw(B, 5, C), inference_cache=cache)
+            for _ in range(3):
+                core.step(draw(B, 1, C), cache)
+            after = {key: value.data_ptr() for key, value in cache.items() if isinstance(value, Tensor)}
+        assert before == after
+
+    @every_core
+    def test_gradients_cross_chunks(self, case):
+        core, x = case.make(), draw(B, 9, C)
+
+        def chunked(x: Tensor) -> Tensor:
+            cache = core.allocate_inference_cache(B, 9)
+            parts = [core(x[:, :4], inference_cache=cache)]
+            tensors = [
+                value for value in cache.values() if isinstance(value, Tensor) and value.dtype != torch.bool
+            ]
+            assert all(tensor.requires_grad for tensor in tensors)
+            parts += [core.step(x[:, k : k + 1], cache)[0] for k in (4, 5)]
+            return torch.cat([*parts, core(x[:, 6:], inference_cache=cache)], 1)
+
+        y, found = gradients(core, x, chunked)
+        want_y, want = gradients(core, x, core)
+        close(y, want_y)
+        close_gradients(found, want)
+
+    @every_core
+    def test_detach_cache(self, case):
+        core, x = case.make(), draw(B, 4, C).requires_grad_()
+        cache = core.allocate_inference_cache(B, 8)
+        core(x, inference_cache=cache)
+        assert detach_cache(cache) is cache
+        assert not any(value.requires_grad for value in cache.values() if isinstance(value, Tensor))
+        y = core(draw(B, 4, C), inference_cache=cache)
+        assert torch.autograd.grad(y.sum(), x, allow_unused=True) == (None,)
+
+    @every_core
+    def test_an_attached_cache_goes_on_without_grad(self, case):
+        """States that a graph or an inference mode that has ended still owns are not overwritten."""
+        core, x = case.make(), draw(B, 8, C)
+        want = core(x).detach()
+        cache = core.allocate_inference_cache(B, 8)
+        y = core(x[:, :3], inference_cache=cache)
+        with torch.no_grad():
+            close(core.step(x[:, 3:4], cache)[0], want[:, 3:4])
+            close(core(x[:, 4:], inference_cache=cache), want[:, 4:])
+        y.sum().backward()
+        with torch.inference_mode():
+            cache = core.allocate_inference_cache(B, 8)
+            core(x[:, :3], inference_cache=cache)
+        with torch.no_grad():
+            close(core.step(x[:, 3:4], cache)[0], want[:, 3:4])
+
+    @every_core
+    def test_empty_prefill_changes_nothing(self, case):
+        core, x = case.make().eval(), draw(B, 4, C)
+        with torch.no_grad():
+            cache = core.allocate_inference_cache(B, 8)
+            core(x, inference_cache=cache)
+            before = copy.deepcopy(cache)
+            assert core(x[:, :0], inference_cache=cache).shape == (B, 0, C)
+        for key, value in before.items():
+            if isinstance(value, Tensor):
+                torch.testing.assert_close(cache[key], value, rtol=0, atol=0)
+            else:
+                assert cache[key] == value
+
+    @every_core
+    def test_order_with_cache(self, case):
+        core, x = case.make().eval(), draw(B, L, C)
+        order = torch.randperm(L - 5, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            cache = core.allocate_inference_cache(B, L)
+            core(x[:, :5], inference_cache=cache)
+            y = core(x[:, 5:], inference_cache=cache, order=order)
+            whole = torch.cat([torch.arange(5), 5 + order])
+            close(y, core(x, order=whole)[:, 5:])

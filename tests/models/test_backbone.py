@@ -1,0 +1,206 @@
+"""NDBackbone: every rank and size by one path, what it builds, and what it refuses."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from model_helpers import Smear
+from torch import nn
+
+from nvsubq import LazyConfig, NDBackbone, NDMixer, instantiate
+from nvsubq.cores import Mamba
+
+SIZES = {1: [(784,), (4,), (13,)], 2: [(28, 28), (4, 4), (5, 31)], 3: [(8, 8, 8), (4, 5, 4), (7, 9, 11)]}
+
+
+def small(spatial_dims: int = 2, **kwargs) -> NDBackbone:
+    kwargs = {"mixer": Smear, "depths": (2,), "dims": (12,)} | kwargs
+    return NDBackbone(spatial_dims, 1, 5, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_any_rank_and_size(rank, stem):
+    model = small(rank, stem=stem)
+    for size in SIZES[rank]:
+        x = torch.randn(2, 1, *size)
+        grid = tuple(-(-n // 4) for n in size)
+        assert model(x).shape == (2, 5)
+        assert model.forward_features(x).shape == (2, *grid, 12)
+
+
+@pytest.mark.parametrize("pos_embed", ["sincos", "axes", "learned", "none"])
+def test_positions_at_other_sizes(pos_embed):
+    model = small(img_size=(28, 20), pos_embed=pos_embed)
+    keys = set(model.state_dict())
+    for size in ((28, 20), (28, 21), (64, 4)):
+        model(torch.randn(2, 1, *size)).sum().backward()
+    assert set(model.state_dict()) == keys
+
+
+def test_every_parameter_gets_a_gradient():
+    model = small(stem="conv")
+    model(torch.randn(2, 1, 9, 10)).square().sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    model = small().eval()
+    x = torch.randn(3, 1, 9, 10)
+    torch.testing.assert_close(model(x)[1:2], model(x[1:2]))
+
+
+def test_mixers_get_width_and_index():
+    model = small(depths=[3])
+    assert [block.mixer.layer_idx for block in model.blocks] == [0, 1, 2]
+    assert {block.mixer.d_model for block in model.blocks} == {12}
+    nested = small(mixer=partial(NDMixer, partial(Mamba, d_state=2), bidirectional=True))
+    assert [block.mixer.core_layer_rev.layer_idx for block in nested.blocks] == [0, 1]
+
+
+def test_a_mixer_that_needs_neither():
+    assert small(mixer=nn.Identity)(torch.randn(1, 1, 8, 8)).shape == (1, 5)
+
+
+def test_from_a_config():
+    core = LazyConfig(Mamba, partial=True)(d_state=2)
+    mixer = LazyConfig(NDMixer, partial=True)(core=core, bidirectional=True)
+    node = LazyConfig(NDBackbone)(mixer=mixer, depths=[1], dims=[8])
+    model = instantiate(node, spatial_dims=1, in_channels=2, num_classes=3)
+    assert model(torch.randn(2, 2, 17)).shape == (2, 3)
+
+
+def test_no_classifier_and_no_pool():
+    x = torch.randn(2, 1, 8, 12)
+    model = small(global_pool="none")
+    assert model(x).shape == (2, 2, 3, 5)
+    assert model.forward_head(model.forward_features(x), pre_logits=True).shape == (2, 2, 3, 12)
+    features = NDBackbone(2, 1, 0, mixer=Smear, dims=(12,), global_pool="max").eval()
+    tokens = features.forward_features(x)
+    torch.testing.assert_close(features(x), tokens.flatten(1, 2).amax(1))
+    assert not any(name.startswith("head") for name in features.state_dict())
+    average = small().eval()
+    expected = average.head(average.forward_features(x).flatten(1, 2).mean(1))
+    torch.testing.assert_close(average(x), expected)
+
+
+def test_no_weight_decay_gives_full_names():
+    names = small().no_weight_decay()
+    assert names == {"pos_embed.gain", "blocks.0.mixer.decay", "blocks.1.mixer.decay"}
+    axes = small(pos_embed="axes", img_size=8)
+    assert {"pos_embed.tables.0", "pos_embed.tables.1"} < axes.no_weight_decay()
+    assert names <= dict(small().named_parameters()).keys()
+    mamba = small(mixer=partial(NDMixer, Mamba))
+    assert {"blocks.1.mixer.core_layer.A_log", "blocks.1.mixer.core_layer.D"} < mamba.no_weight_decay()
+
+
+def test_dropout_and_stochastic_depth_act_in_training_alone():
+    model = small(drop_rate=0.5, drop_path_rate=0.5)
+    assert [block.drop_path.rate for block in model.blocks] == [0.0, 0.5]
+    x = torch.randn(2, 1, 8, 8)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+def test_checkpointing_changes_nothing_but_memory():
+    model, x = small(drop_path_rate=0.5), torch.randn(2, 1, 8, 8)
+    grads = []
+    for enable in (False, True):
+        twin = copy.deepcopy(model)
+        twin.set_grad_checkpointing(enable)
+        torch.manual_seed(1)
+        twin(x).square().sum().backward()
+        grads.append([p.grad for p in twin.parameters()])
+    for plain, recomputed in zip(*grads, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_autocast_and_double():
+    x = torch.randn(2, 1, 9, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        small()(x).float().sum().backward()
+    assert small().double()(x.double()).dtype == torch.float64
+
+
+class TestErrors:
+    def test_rank(self):
+        with pytest.raises(
+            ValueError, match=r"shape \(2, 1, 8\).*rank 3; `spatial_dims` \(=2\) needs \[B, C, S1, S2\]"
+        ):
+            small()(torch.zeros(2, 1, 8))
+
+    def test_channels(self):
+        with pytest.raises(ValueError, match=r"shape \(2, 3, 8, 8\), so 3 channels; `in_channels` is 1"):
+            small()(torch.zeros(2, 3, 8, 8))
+
+    @pytest.mark.parametrize("stem", ["patch", "conv"])
+    def test_smaller_than_a_patch(self, stem):
+        with pytest.raises(
+            ValueError, match=r"size \(8, 3\), which is smaller than the patch; `patch_size` \(=\(4, 4\)\)"
+        ):
+            small(stem=stem)(torch.zeros(2, 1, 8, 3))
+
+    @pytest.mark.parametrize(
+        ("kwargs", "text"),
+        [
+            (
+                {"depths": (2, 2), "dims": (8, 16)},
+                r"`depths` \(=\[2, 2\]\) asks for 2 stages; only one is available",
+            ),
+            (
+                {"depths": (2, 2)},
+                r"`depths` \(=\[2, 2\]\) and `dims` \(=\[12\]\) must have one entry for each stage",
+            ),
+            ({"depths": 2}, r"`depths` \(=2\) must be a list with one integer for each stage"),
+            ({"dims": (0,)}, r"`dims` \(=0\) must be an integer of at least 1"),
+            ({"patch_size": 0}, r"`patch_size` \(=0\) must be an integer of at least 1"),
+            ({"patch_size": (4, 4, 4)}, r"`patch_size` \(=\(4, 4, 4\)\) must be one integer, or 2"),
+            ({"img_size": 3}, r"`img_size` \(=\(3, 3\)\) must be at least `patch_size` \(=\(4, 4\)\)"),
+            ({"pos_embed": "learned"}, r"`pos_embed` \(='learned'\) needs `img_size`"),
+            (
+                {"pos_embed": "rope"},
+                r"`pos_embed` \(='rope'\) must be one of 'sincos', 'axes', 'learned', 'none'",
+            ),
+            ({"norm": "batchnorm"}, r"`norm` \(='batchnorm'\) must be one of 'layernorm', 'rmsnorm'"),
+            ({"stem": "hard"}, r"`stem` \(='hard'\) must be one of 'patch', 'conv'"),
+            ({"global_pool": "sum"}, r"`global_pool` \(='sum'\) must be one of 'avg', 'max', 'none'"),
+            ({"drop_rate": 1.0}, r"`drop_rate` \(=1.0\) must be a number from 0 up to, but not including, 1"),
+            ({"drop_path_rate": -0.1}, r"`drop_path_rate` \(=-0.1\) must be a number from 0"),
+            ({"mlp_ratio": -1}, r"`mlp_ratio` \(=-1\) must be a number of at least 0"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_arguments(self, kwargs, text):
+        with pytest.raises(ValueError, match=text):
+            small(**kwargs)
+
+    @pytest.mark.parametrize(
+        ("args", "text"),
+        [
+            ((4, 1, 5), r"`spatial_dims` \(=4\) must be 1, 2 or 3"),
+            ((2, 0, 5), r"`in_channels` \(=0\) must be an integer of at least 1"),
+            ((2, 1, -1), r"`num_classes` \(=-1\) must be an integer of at least 0"),
+        ],
+    )
+    def test_first_arguments(self, args, text):
+        with pytest.raises(ValueError, match=text):
+            NDBackbone(*args, mixer=Smear)
+
+    def test_misspelt_keyword(self):
+        with pytest.raises(TypeError, match="patchsize"):
+            small(patchsize=4)
+
+    def test_built_mixer(self):
+        with pytest.raises(TypeError, match=r"`mixer` is a built Smear.*add `_partial_: true`"):
+            small(mixer=Smear(12))
+
+    def test_width_of_the_core_conflicts(self):
+        with pytest.raises(ValueError, match=r"`d_model` \(=12\) differs from the `d_model` \(=8\)"):
+            small(mixer=partial(NDMixer, partial(Mamba, d_model=8)))

@@ -1,0 +1,127 @@
+"""Which backend serves a call."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+
+import pytest
+import torch
+
+from nvsubq import ops
+from nvsubq.ops import backends, causal_conv1d, dispatch, use_backend
+
+CPU = torch.device("cpu")
+NAMES = ["native", "triton", "torch", "reference", "mamba_ssm"]
+
+
+def test_backends_are_listed_with_reasons() -> None:
+    listed = {backend.name: backend for backend in backends()}
+    assert list(listed) == NAMES
+    assert listed["torch"].active
+    assert listed["reference"].active
+    assert listed["torch"].ops == listed["reference"].ops == dispatch.OPS
+    for name in ("native", "triton", "mamba_ssm"):
+        assert not listed[name].active
+        assert listed[name].ops == ()
+        assert "not part of this build" in listed[name].reason
+
+
+def test_the_default_is_the_portable_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NVSUBQ_BACKEND", raising=False)
+    assert dispatch.resolve("selective_scan", None, CPU).__name__ == "nvsubq.ops.portable"
+    assert dispatch.resolve("selective_scan", "auto", CPU).__name__ == "nvsubq.ops.portable"
+
+
+def test_who_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def name(backend: str | None = None) -> str:
+        return dispatch.resolve("linear_scan", backend, CPU).__name__.rpartition(".")[2]
+
+    monkeypatch.setenv("NVSUBQ_BACKEND", "reference")
+    assert name() == "reference"
+    assert name("torch") == "portable"
+    with use_backend("torch"):
+        assert name() == "portable"
+        with use_backend("reference"):
+            assert name() == "reference"
+            assert name("auto") == "portable"
+        assert name() == "portable"
+        with use_backend("auto"):
+            assert name() == "portable"
+    assert name() == "reference"
+
+
+def test_use_backend_ends_with_an_error_and_stays_in_its_thread() -> None:
+    seen = []
+
+    def fail() -> None:
+        with use_backend("reference"):
+            thread = threading.Thread(target=lambda: seen.append(dispatch._forced.get()))
+            thread.start()
+            thread.join()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == [None]
+    assert dispatch._forced.get() is None
+
+
+def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = "must be one of auto, native, triton, torch, reference, mamba_ssm"
+    x, weight = torch.ones(1, 2, 1), torch.ones(1, 2)
+    with pytest.raises(ValueError, match=rf"`backend` \(='cuda'\) {allowed}\."):
+        causal_conv1d(x, weight, backend="cuda")
+    with pytest.raises(ValueError, match=rf"`name` \(='cuda'\) {allowed}\."), use_backend("cuda"):
+        pass
+    monkeypatch.setenv("NVSUBQ_BACKEND", "Torch")
+    with pytest.raises(ValueError, match=rf"`NVSUBQ_BACKEND` \(='Torch'\) {allowed}\."):
+        causal_conv1d(x, weight)
+
+
+@pytest.mark.parametrize("name", ["native", "triton", "mamba_ssm"])
+def test_a_named_backend_that_is_not_there_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.ones(1, 2, 1), torch.ones(1, 2)
+    reason = rf"\(='{name}'\) is not active: not part of this build of nvsubq\."
+    with pytest.raises(RuntimeError, match="`backend` " + reason):
+        causal_conv1d(x, weight, backend=name)
+    with pytest.raises(RuntimeError, match="`name` " + reason), use_backend(name):
+        pass
+    monkeypatch.setenv("NVSUBQ_BACKEND", name)
+    with pytest.raises(RuntimeError, match="`NVSUBQ_BACKEND` " + reason):
+        causal_conv1d(x, weight)
+
+
+def test_a_backend_without_the_op_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nvsubq.ops.reference as reference
+
+    monkeypatch.delattr(reference, "ssd_scan")
+    with pytest.raises(
+        RuntimeError, match=r"`backend` \(='reference'\) does not serve `ssd_scan`; it has sel"
+    ):
+        dispatch.resolve("ssd_scan", "reference", CPU)
+
+
+def test_auto_without_any_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_MODULES", dict.fromkeys(NAMES))
+    dispatch._load.cache_clear()
+    try:
+        with pytest.raises(
+            RuntimeError, match=r"no active backend serves `ssd_scan` on cpu: native: not part of"
+        ):
+            dispatch.resolve("ssd_scan", "auto", CPU)
+    finally:
+        monkeypatch.undo()
+        dispatch._load.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["reference", "portable"])
+@pytest.mark.parametrize("op", dispatch.OPS)
+def test_a_backend_has_the_public_signature(op: str, name: str) -> None:
+    public = inspect.signature(getattr(ops, op)).parameters
+    module = dispatch.resolve(op, {"portable": "torch"}.get(name, name), CPU)
+    served = inspect.signature(getattr(module, op)).parameters
+    assert [p for p in public if p != "backend"] == list(served)
+    for parameter in served.values():
+        assert parameter.kind == public[parameter.name].kind, parameter
+        assert parameter.default == public[parameter.name].default, parameter

@@ -1,0 +1,122 @@
+"""The package as a whole: what importing it costs and pulls in, its public names, what the wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "lazy_config": 0,
+    "ops": 1,
+    "cores": 2,
+    "nd": 3,
+    "models": 4,
+    "compat": 4,
+    "training": 5,
+    "viz": 5,
+    "data": 5,
+    "cli": 6,
+}
+
+
+def run_python(code: str, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_public_names_are_pinned() -> None:
+    import nvsubq
+
+    assert set(nvsubq.__all__) == {
+        "__version__", "NDMixer", "MambaND", "NDBackbone", "NDSegmenter",
+        "LazyConfig", "instantiate", "validate", "as_factory", "to_yaml", "from_yaml", "allow_targets", "ConfigError", "PLACEHOLDER",
+        "backends", "use_backend",
+    }  # fmt: skip
+    for name in nvsubq.__all__:
+        assert getattr(nvsubq, name) is not None
+    with pytest.raises(AttributeError, match="module 'nvsubq' has no attribute 'Mambo'"):
+        nvsubq.Mambo  # noqa: B018
+
+
+def test_import_needs_only_the_base_dependencies() -> None:
+    code = (
+        "import sys, nvsubq, nvsubq.ops, nvsubq.cores, nvsubq.nd, nvsubq.models, nvsubq.compat.nvsubquadratic, nvsubq.cli.main\n"
+        "heavy = {'hydra', 'lightning', 'pytorch_lightning', 'torchmetrics', 'sklearn', 'scipy', 'matplotlib', 'nibabel',"
+        " 'nilearn', 'mlxtend', 'rich', 'PIL', 'pandas'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert run_python(code).strip() == "[]"
+
+
+def test_lazy_config_imports_no_torch() -> None:
+    assert run_python("import sys, nvsubq.lazy_config; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_import_costs_little_beside_torch() -> None:
+    code = (
+        "import time, torch\nstart = time.perf_counter()\n"
+        "import nvsubq; nvsubq.NDBackbone, nvsubq.LazyConfig, nvsubq.backends\nprint(time.perf_counter() - start)"
+    )
+    assert min(float(run_python(code)) for _ in range(3)) <= 0.3
+
+
+def imports_of(path: Path) -> set[str]:
+    """The rooms of nvsubq that a file imports anywhere, function bodies included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports in this house are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("nvsubq.") and name.count(".")}
+    return found & set(FLOORS)
+
+
+@pytest.mark.parametrize("room", [room for room in FLOORS if room != "lazy_config"])
+def test_imports_point_downwards(room: str) -> None:
+    for path in sorted((ROOT / "nvsubq" / room).rglob("*.py")):
+        for other in imports_of(path) - {room}:
+            assert FLOORS[other] <= FLOORS[room], f"{path.relative_to(ROOT)} imports {other}, which is above {room}"
+
+
+@pytest.mark.slow
+def test_wheel_holds_configs_and_works_from_any_folder(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("py3-none-any.whl") or "-py3-none-" in wheel.name, wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    configs = {
+        f"nvsubq/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")
+    }
+    assert configs and configs <= names
+    assert not [n for n in names if n.startswith(("tests/", "scripts/", "shared/"))]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shown = subprocess.run(
+        [sys.executable, "-c", "import nvsubq.cli.main as m; import sys; print(m.__file__); sys.exit(m.main())",
+         "train", "core=s5", "--cfg", "job"],
+        capture_output=True, text=True, cwd=elsewhere, check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert str(tmp_path / "site") in shown.stdout
+    assert "_target_: nvsubq.cores.S5" in shown.stdout
+    assert not list(elsewhere.iterdir())
