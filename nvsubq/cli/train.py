@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     sweep.current = None
     try:
-        with _arguments_of_hydra(arguments):
+        with _arguments_of_hydra(_flags_first(arguments)):
             compose(job)()
     except HydraException as error:
         return _composition_failed(error, arguments)
@@ -48,6 +48,12 @@ def run(arguments: Sequence[str]) -> int:
     if job.failed and sweep.current is not None:
         sys.stderr.write(f"error: {len(job.failed)} of {job.calls} jobs failed: {', '.join(job.failed)}\n")
     return 1 if job.failed else 0
+
+
+def _flags_first(arguments: Sequence[str]) -> list[str]:
+    """``-m`` before the overrides: Hydra's parser refuses it between two of them."""
+    flags = [a for a in arguments if a in ("-m", "--multirun")]
+    return [*flags, *(a for a in arguments if a not in flags)]
 
 
 def _composition_failed(error: Exception, arguments: Sequence[str]) -> int:

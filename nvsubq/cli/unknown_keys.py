@@ -66,11 +66,16 @@ def _keys(parent: str, arguments: Sequence[str]) -> list[str] | None:
     options, rest = parser.parse_known_args(list(arguments))
     # Group choices alone decide which keys there are; of a sweep's choices the first stands for all.
     groups = [re.sub(r"^(\w+=[^,{\[(]*),.*", r"\1", a) for a in rest if re.match(r"^[a-z/]+=[\w,]+$", a)]
+    # Hydra looks for the primary config in one folder alone, for the groups in the others too.
+    home, other = config_dir(), None
     if options.config_dir:
-        groups.append(f"hydra.searchpath=[file://{Path(options.config_dir).resolve()}]")
+        home, other = Path(options.config_dir).resolve(), home
+        if not (home / f"{options.config_name}.yaml").is_file():
+            home, other = other, home
+        groups.append(f"hydra.searchpath=[file://{other}]")
     while True:
         try:
-            with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            with initialize_config_dir(str(home), version_base="1.3"):
                 config = compose(options.config_name, overrides=groups)
             break
         except Exception as error:

@@ -195,22 +195,16 @@ class Mamba2(LTV_LRNN):
         walk = self.parse_walk(hidden_states, lengths, inference_cache, seq_idx, order, reverse)
         seq_idx = walk["seq_idx"]
         z0, x0, z, xBC, dt = self.in_proj(mask_absent(hidden_states, seq_idx)).split(self._rows, dim=-1)
-        conv: dict[str, Any] = {"bias": self.conv1d.bias, "activation": "silu", **walk}
-        scan: dict[str, Any] = {"chunk_size": self.chunk_size, **self._scan_options(z), **walk}
-        weight = self.conv1d.weight[:, 0]
+        conv = self.conv1d.weight[:, 0], self.conv1d.bias
+        options = {"chunk_size": self.chunk_size} | self._scan_options(z) | walk
         if inference_cache is None:
-            xBC = causal_conv1d(xBC, weight, **conv)
-            y = ssd_scan(*self._scan_inputs(xBC, dt), **scan)
+            u: Any = causal_conv1d(xBC, *conv, activation="silu", **walk)
+            y: Any = ssd_scan(*self._scan_inputs(u, dt), **options)
         else:
-            xBC, conv_state = causal_conv1d(
-                xBC, weight, initial_state=inference_cache["conv_state"], return_final_state=True, **conv
-            )
-            y, state = ssd_scan(
-                *self._scan_inputs(xBC, dt),
-                initial_state=inference_cache["lrnn_state"],
-                return_final_state=True,
-                **scan,
-            )
+            walk |= {"initial_state": inference_cache["conv_state"], "return_final_state": True}
+            u, conv_state = causal_conv1d(xBC, *conv, activation="silu", **walk)
+            options |= {"initial_state": inference_cache["lrnn_state"], "return_final_state": True}
+            y, state = ssd_scan(*self._scan_inputs(u, dt), **options)
             write_cache(inference_cache, hidden_states.shape[1], conv_state=conv_state, lrnn_state=state)
         out = self._project(z0, x0, z, y)
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)

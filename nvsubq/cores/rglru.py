@@ -149,19 +149,17 @@ class RGLRU(LTV_LRNN):
         h = mask_absent(hidden_states, seq_idx)
         gate, x = self.gate_proj(h), self.in_proj(h)  # (B, L, D) each
         conv = self.conv1d.weight[:, 0], self.conv1d.bias
+        options = self._scan_options() | walk
         if inference_cache is None:
-            x = causal_conv1d(x, *conv, **walk)
-            y = rglru_scan(*self._scan_inputs(x), gate, **self._scan_options(), **walk)
+            u: Any = causal_conv1d(x, *conv, **walk)
+            y: Any = rglru_scan(*self._scan_inputs(u, gate), **options)
         else:
-            walk["return_final_state"] = True
-            conv_state, state = inference_cache["conv_state"], inference_cache["lrnn_state"][..., 0]
-            x, conv_state = causal_conv1d(x, *conv, initial_state=conv_state, **walk)
-            y, state = rglru_scan(
-                *self._scan_inputs(x), gate, initial_state=state, **self._scan_options(), **walk
-            )
-            write_cache(
-                inference_cache, hidden_states.shape[1], conv_state=conv_state, lrnn_state=state[..., None]
-            )
+            walk |= {"initial_state": inference_cache["conv_state"], "return_final_state": True}
+            u, conv_state = causal_conv1d(x, *conv, **walk)
+            options |= {"initial_state": inference_cache["lrnn_state"][..., 0], "return_final_state": True}
+            y, state = rglru_scan(*self._scan_inputs(u, gate), **options)
+            length = hidden_states.shape[1]
+            write_cache(inference_cache, length, conv_state=conv_state, lrnn_state=state[..., None])
         out = self.out_proj(y)
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
 
@@ -201,8 +199,7 @@ class RGLRU(LTV_LRNN):
         )
         y = rglru_state_update(
             inference_cache["lrnn_state"][..., 0],
-            *self._scan_inputs(x),
-            gate,
+            *self._scan_inputs(x, gate),
             **self._scan_options(),
             backend=self.backend,
         )
@@ -236,11 +233,11 @@ class RGLRU(LTV_LRNN):
             "seqlen_offset": 0,
         }
 
-    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x, the logits r and i without their biases, and a_log, from the convolved `x` `[..., D]`."""
+    def _scan_inputs(self, x: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
+        """x, the logits r and i without biases, a_log and the gate, from the convolved `x` `[..., D]`."""
         r = F.linear(x, self.recurrent_gate_proj.weight)
         i = F.linear(x, self.input_gate_proj.weight)
-        return x, r, i, self.a_log[:, 0].to(state_dtype(self.a_log.dtype))
+        return x, r, i, self.a_log[:, 0].to(state_dtype(self.a_log.dtype)), gate
 
     def _scan_options(self) -> dict[str, Any]:
         exact = state_dtype(self.a_log.dtype)

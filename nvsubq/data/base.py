@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from nvsubq.data.sample import Sample
 from nvsubq.data.sampling import EpochSampler
+
+
+class LateLoader(DataLoader):
+    """A DataLoader whose workers start with the first batch that is taken.
+
+    Lightning makes the iterator before it restores a checkpoint and calls `set_epoch`: torch's workers would
+    then be loading epoch 0 already.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 class DataModule(L.LightningDataModule):
@@ -96,7 +108,7 @@ class DataModule(L.LightningDataModule):
         return self._loader(self.dataset("test"), self.eval_batch_size)
 
     def _loader(self, data: Dataset, batch_size: int, sampler: EpochSampler | None = None) -> DataLoader:
-        return DataLoader(
+        return LateLoader(
             data,
             batch_size=batch_size,
             sampler=sampler,

@@ -124,8 +124,8 @@ class MNI152(DataModule):
     def read_input(self, path: str | Path) -> Sample:
         """A T1 volume of any intensity scale, its brain extracted as in the template.
 
-        It is scaled so that the mean of the voxels above its mean is the template's. Voxels are not
-        resampled; another size than the template's is logged as a warning.
+        It is scaled so that its brightest tissue is as bright as the template's. Voxels are not resampled;
+        another size than the template's is logged as a warning.
         """
         file = load_nifti(Path(path))
         if file.data.ndim != 3:
@@ -139,12 +139,12 @@ class MNI152(DataModule):
                 " x ".join(f"{size:g}" for size in file.voxel_sizes),
                 self.resolution,
             )
-        bright = _bright_mean(file.data)
-        if not bright > 0:
+        level = _bright_level(file.data)
+        if not level > 0:
             raise DataError(
                 f"{path} holds no bright voxels (values {file.data.min():g} to {file.data.max():g})."
             )
-        image = file.data * np.float32(_bright_mean(load_template(self.resolution)[0]) / bright)
+        image = file.data * np.float32(_bright_level(load_template(self.resolution)[0]) / level)
         return file.sample(torch.from_numpy(self.volumes.normalise(image)))
 
     def display(self, image: Tensor) -> Tensor:
@@ -166,7 +166,8 @@ class MNI152(DataModule):
         )
 
 
-def _bright_mean(image: np.ndarray) -> float:
-    """Mean of the voxels above the mean: the level of tissue whatever lies around it; 0 if all are equal."""
-    above = image[image > image.mean(dtype=np.float64)]
-    return float(above.mean(dtype=np.float64)) if above.size else 0.0
+def _bright_level(image: np.ndarray) -> float:
+    """The 99 % percentile of a volume smoothed by one voxel: noise does not pass for bright tissue."""
+    from scipy.ndimage import gaussian_filter
+
+    return float(np.percentile(gaussian_filter(image, 1.0), 99))

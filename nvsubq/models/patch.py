@@ -41,6 +41,9 @@ class ConvNd(nn.Module):
         self.conv = CONVOLUTIONS[spatial_dims](
             in_channels, out_channels, tuple(kernel_size), stride=stride, padding=padding
         )
+        # torch's default shrinks the signal sixfold with each ReLU, and no norm follows that would scale it back.
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
+        nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, *spatial, in_channels]` to `[B, *spatial / stride, out_channels]`."""

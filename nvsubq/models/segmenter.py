@@ -59,10 +59,6 @@ class DenseHead(nn.Module):
         self.expand = PatchExpand(dim, channels, patch_size=patch_size)
         self.join = ConvNd(spatial_dims, channels, channels, kernel_size=kernel)
         self.classify = nn.Linear(channels, num_classes)
-        for convolution in (*self.detail, self.join):
-            # torch's default shrinks the signal sixfold with each ReLU, and nothing here would scale it back.
-            nn.init.kaiming_normal_(convolution.conv.weight, nonlinearity="relu")
-            nn.init.zeros_(convolution.conv.bias)
 
     def forward(self, tokens: Tensor, x: Tensor) -> Tensor:
         """Map tokens `[B, *grid, dim]` and `x` `[B, in_channels, *spatial]` to logits of every cell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class Arguments:
         if tensor is None:
             return
         _is_tensor(name, tensor)
-        options = [self._letters(pattern) for pattern in patterns]
+        options = [_letters(pattern, self.step) for pattern in patterns]
         shape = tuple(tensor.shape)
         fitting = next((o for o in options if _fits(shape, [self.sizes.get(letter) for letter in o])), None)
         if fitting is None:
@@ -108,10 +109,7 @@ class Arguments:
                 f"the number of groups G (={self.sizes['G']}) must be a multiple of the S (={count}) walks."
             )
 
-    def _letters(self, pattern: str) -> list[str]:
-        return [letter for letter in pattern.split() if not (self.step and letter == "L")]
-
-    def _describe(self, letters: list[str]) -> str:
+    def _describe(self, letters: tuple[str, ...]) -> str:
         sizes = ", ".join(str(self.sizes.get(letter, letter)) for letter in letters)
         return f"[{', '.join(letters)}]" + (f" = [{sizes}]" if any(l in self.sizes for l in letters) else "")
 
@@ -121,6 +119,11 @@ class Arguments:
         elif device != self._first[1]:
             other, expected = self._first
             raise ValueError(f"`{name}` (on {device}) must be on the device of `{other}` ({expected}).")
+
+
+@cache
+def _letters(pattern: str, step: bool) -> tuple[str, ...]:
+    return tuple(letter for letter in pattern.split() if not (step and letter == "L"))
 
 
 def _is_tensor(name: str, value: object) -> None:

@@ -10,7 +10,7 @@ list from its end. With S > 1 the channels (heads, groups) are S equal blocks, e
     y = walk.scatter(y)      # [B, L, D, ...] steps -> cells, 0 at absent cells
 
 With `seq_idx` the steps of a row are compacted: its present cells come first, in walk order, its absent ones
-last. So step k - 1 is always the present cell walked before step k, also for convolution taps. The tables then
+last. So step k - 1 is always the present cell walked before step k, for convolution taps too. The tables then
 have a batch axis. All moves are differentiable, any number of times, without float atomics.
 """
 
@@ -78,7 +78,10 @@ class Walk:
         return self._clear(x)
 
     def spread(self, x: Tensor) -> Tensor:
-        """Bring `[B, L, ...]`, which all blocks share, to the steps of each block: `[B, L, S, ...]`."""
+        """Bring `[B, L, ...]`, which all blocks share, to the steps of each block: `[B, L, S, ...]`.
+
+        Its gradient is a sum over the blocks, so cast to the accumulation dtype first.
+        """
         return self.gather(x.unsqueeze(2).expand(*x.shape[:2], self.blocks, *x.shape[2:]))
 
     def scatter(self, y: Tensor) -> Tensor:

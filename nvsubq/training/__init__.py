@@ -1,4 +1,4 @@
-"""Training: Lightning tasks, the run folder, and loading a run again. Names resolve on first use (PEP 562)."""
+"""Training: Lightning tasks, the run folder, and loading a run again. Names resolve on first use."""
 
 from __future__ import annotations
 

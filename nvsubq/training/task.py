@@ -137,7 +137,11 @@ class Task(L.LightningModule):
                 "`schedule` (='cosine') needs an end: set trainer.max_epochs or trainer.max_steps."
             )
         total = int(steps) if math.isfinite(steps) else 1
-        optimizer = adamw(self.model, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        # Lightning cannot clip the gradients of a fused optimizer under mixed precision.
+        fused = not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
+        optimizer = adamw(
+            self.model, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=fused
+        )
         factor = schedule(self.schedule, total, self.warmup, self.final_lr)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

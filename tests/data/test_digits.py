@@ -25,7 +25,9 @@ def batches(data, epochs=(0,)):
 
 
 def same(a, b):
-    return len(a) == len(b) and all(torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    )
 
 
 def test_mnist_is_what_the_documents_say():
@@ -148,7 +150,9 @@ def test_read_input_names_a_bad_file(tmp_path):
     with pytest.raises(DataError, match=r"x\.png: no such file\."):
         Digits().read_input(path)
     path.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"x\.png cannot be read as an image: not a format that Pillow reads\."):
+    with pytest.raises(
+        DataError, match=r"x\.png cannot be read as an image: not a format that Pillow reads\."
+    ):
         Digits().read_input(path)
 
 

@@ -75,7 +75,11 @@ def test_stratified_split_is_a_partition_in_equal_shares():
     labels = np.repeat([0, 1, 2], [20, 40, 10])
     split = stratified_split(labels, 7, val=0.1, test=0.2)
     assert sorted(np.concatenate(list(split.values()))) == list(range(70))
-    assert [np.bincount(labels[part]).tolist() for part in split.values()] == [[14, 28, 7], [2, 4, 1], [4, 8, 2]]
+    assert [np.bincount(labels[part]).tolist() for part in split.values()] == [
+        [14, 28, 7],
+        [2, 4, 1],
+        [4, 8, 2],
+    ]
     again, other = (stratified_split(labels, seed, val=0.1, test=0.2) for seed in (7, 8))
     assert all((split[name] == again[name]).all() for name in split)
     assert any((split[name] != other[name]).any() for name in split)
@@ -138,7 +142,7 @@ def test_affine_refuses_bad_ranges(ranges, message):
 def test_corners_reach_every_place():
     corners = [random_corner((5, 3), (3, 3), seed=0, key=(0, i)) for i in range(60)]
     assert {c[0].start for c in corners} == {0, 1, 2}
-    assert {c[1] for c in corners} == {slice(0, 3)}
+    assert all(c[1] == slice(0, 3) for c in corners)
     with pytest.raises(ValueError, match=r"A crop of \(4, 4\) does not fit into a volume of \(5, 3\)\."):
         random_corner((5, 3), (4, 4), seed=0, key=(0, 0))
 

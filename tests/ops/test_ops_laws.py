@@ -133,7 +133,7 @@ def test_absent_cells_are_not_read(case: Case) -> None:
             assert not tensor.grad[absent].any(), name
 
 
-# Without `normalize_first` a reset and a state of zeros differ: a chunk could not say that its state is dropped.
+# Without `normalize_first` a reset and a state of zeros differ: a chunk could not say that it starts anew.
 CHUNKED = [
     c for c in WALKED if c.blocks == 1 and "initial_state" in c.give and "normalize_first" not in c.options
 ]

@@ -1,4 +1,4 @@
-"""The reference against other derivations: matrix exponentials, dense sums, scipy, mambapy, torch's conv1d."""
+"""The reference against other derivations: matrix exponentials, dense sums, scipy, mambapy, conv1d."""
 
 from __future__ import annotations
 

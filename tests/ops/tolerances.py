@@ -1,11 +1,10 @@
 """The one table of tolerances of the ops, and the error measure. Never loosened for a machine or a backend.
 
-Inputs are rounded to the storage dtype first; the expected value is the reference in fp64 from those. Two bounds:
-relative L2 within the tolerance, and each element within 8 tolerances of its size plus the tensor's root mean
-square.
+Inputs are rounded to the storage dtype first; the expected value is the reference in fp64 from those. Two
+bounds: relative L2 within the tolerance, each element within 8 tolerances of (its size + the tensor's RMS).
 
-bf16 holds a number to 3.9e-3, which a small tensor with few large elements may show in full: there the L2 bound is
-the error of the expected value rounded to bf16, since no backend can do better.
+bf16 holds a number to 3.9e-3, which a small tensor with few large elements may show in full: there the L2
+bound is the error of the expected value rounded to bf16, since no backend can do better.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def linear_scan(
         state = h[:, first_cell(not backwards)]
     else:
         if dt is not None and dt.dim() == 2 and walk is not None and walk.blocks > 1:
-            dt = dt.unsqueeze(2).expand(*dt.shape, b.shape[2])
+            # wide first: the gradient of the expansion is a sum over channels, too coarse in bf16
+            dt = dt.to(dtype.to_real()).unsqueeze(2).expand(*dt.shape, b.shape[2])
         if dt is not None and walk is not None:
             dt = walk.gather(dt)
         h, state = _scaled(a, x, dt, discretization, input_scale, state, keep, present, dtype)

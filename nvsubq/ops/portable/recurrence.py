@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 # Elements of one temporary: a few megabytes, so that the handful in use stay in a CPU's caches. Other devices need
 # more work per launch and have more memory.
-_CPU_TILE = 1 << 19
+_CPU_TILE = 1 << 20
 _DEVICE_TILE = 1 << 24
 
 Bound = list[tuple[Tensor, Tensor, Tensor]]
@@ -45,9 +45,7 @@ class Tiling:
         """Cut so that rows x cells x width comes to about `elements`, with at least `least` cells in a block."""
         blocks = max(1, min(-(-length * width // elements), length // least))
         cells = max(1, -(-length // blocks))
-        rows = max(1, min(batch, elements // (cells * width)))
-        rows = -(-batch // -(-batch // rows)) if batch else 1
-        return cls(batch, length, rows, cells)
+        return cls(batch, length, _even_part(batch, elements // (cells * width)), cells)
 
     @property
     def blocks(self) -> int:
@@ -62,6 +60,13 @@ class Tiling:
         """Slices of the cells, in the order in which the walk meets them."""
         cuts = [slice(t, min(t + self.cells, self.length)) for t in range(0, self.length, self.cells)]
         return cuts[::-1] if reverse else cuts
+
+
+def _even_part(whole: int, most: int) -> int:
+    """Give a size of at most `most` that cuts `whole` into few, preferably equal, parts."""
+    most = max(1, min(whole, most))
+    even = next(size for size in range(most, 0, -1) if size == 1 or whole % size == 0)
+    return even if 3 * even >= 2 * most else most
 
 
 def _walked(x: Tensor, start: int, step: int, count: int, reverse: bool) -> Tensor:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from nvsubq._targets import nearest
+from nvsubq.lazy_config.targets import nearest
 
 TARGET, PARTIAL, ARGS, RECURSIVE, CONVERT = "_target_", "_partial_", "_args_", "_recursive_", "_convert_"
 FOREIGN_TARGET = "__target__"  # nvSubquadratic's key: read, never written

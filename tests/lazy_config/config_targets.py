@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os  # noqa: F401  an import that a config must not reach
 from collections import OrderedDict  # noqa: F401  a foreign object that an exact entry may name
@@ -10,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from nvsubq import _targets
-from nvsubq.lazy_config import allow_targets
+from nvsubq.lazy_config import allow_targets, targets
 
 CALLS: list[str] = []  # what was built, in order
 
@@ -19,7 +19,7 @@ CALLS: list[str] = []  # what was built, in order
 @pytest.fixture(autouse=True)
 def fresh_policy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The default allow-list and this module, for one test."""
-    monkeypatch.setattr(_targets, "_policy", _targets._DEFAULT)
+    monkeypatch.setattr(targets, "_policy", targets._DEFAULT)
     allow_targets("config_targets.*")
     CALLS.clear()
     yield
@@ -104,6 +104,15 @@ def fail(kind: str = "value") -> None:
 
 def twice(x: int, y: int = 2) -> int:
     return x * y
+
+
+def many(**options: Any) -> None:
+    """A function with a long signature."""
+
+
+many.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [inspect.Parameter(f"option_{i}", inspect.Parameter.KEYWORD_ONLY, default="a value") for i in range(40)]
+)
 
 
 def outer() -> type:

@@ -26,7 +26,7 @@ core:
 model:
   _target_: config_targets.Wrapper
   core: ${core}
-  layers: [1, "${..name}s"]
+  layers: [1, "${...name}s"]
   options:
     mixer: {_target_: config_targets.Wrapper, _partial_: true, core: "${core}"}
     rate: ${width}

@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from nvsubq import _targets
-from nvsubq._plain import create, plain
-from nvsubq._plan import Call, ConfigError, Problem, build, error_of, factory_of
-from nvsubq._reader import Reader, full_key
-from nvsubq._signature import ARGS, FOREIGN_TARGET, PARTIAL, SPECIAL, TARGET, Signature, wrong_name
-from nvsubq._targets import TargetError
+from nvsubq.lazy_config import targets
+from nvsubq.lazy_config.plain import create, plain
+from nvsubq.lazy_config.plan import Call, ConfigError, Problem, build, error_of, factory_of
+from nvsubq.lazy_config.reader import Reader, full_key
+from nvsubq.lazy_config.signature import ARGS, FOREIGN_TARGET, PARTIAL, SPECIAL, TARGET, Signature, wrong_name
+from nvsubq.lazy_config.targets import TargetError
+from nvsubq.lazy_config.yaml_text import dump, is_scalar
 
 __all__ = [
     "PLACEHOLDER",
@@ -42,7 +43,7 @@ PLACEHOLDER = "???"  # OmegaConf's MISSING: a value that somebody must still giv
 def allow_targets(*entries: str) -> None:
     """Let configs name more targets, in this process.
 
-    The list narrows what a config can run; it is no sandbox, since what is listed can be called with anything.
+    The list narrows what a config can run. It is no sandbox: what is listed can be called with anything.
 
     Args:
         entries: ``"my_pkg.*"``, or an exact dotted path, honoured even as a re-export.
@@ -54,7 +55,7 @@ def allow_targets(*entries: str) -> None:
         >>> allow_targets("fractions.*", "collections.OrderedDict")
     """
     try:
-        _targets.allow(entries)
+        targets.allow(entries)
     except TargetError as error:
         raise ConfigError(str(error)) from None
 
@@ -81,10 +82,10 @@ class LazyConfig:
     def __init__(self, target: Any, *, partial: bool = False, full: bool = False) -> None:
         try:
             if isinstance(target, str):
-                self.target: Callable[..., Any] = _targets.resolve(target)
-                self.path = _targets.shorten(target, self.target)
+                self.target: Callable[..., Any] = targets.resolve(target)
+                self.path = targets.shorten(target, self.target)
             else:
-                self.path = _targets.authorise(target)
+                self.path = targets.authorise(target)
                 self.target = target
         except TargetError as error:
             raise error_of([Problem(_shown(target), (str(error),))]) from None
@@ -213,7 +214,7 @@ def as_factory(core: Any) -> Callable[..., Any]:
     plan = _read(root, {}, partial=True)
     if not isinstance(plan, Call):
         raise ConfigError("a factory needs a node with `_target_`, this mapping has none.", full_key(root))
-    return factory_of(plan, fresh=True)
+    return factory_of(plan)
 
 
 def to_yaml(cfg: Any) -> str:
@@ -227,7 +228,7 @@ def to_yaml(cfg: Any) -> str:
         lr: 0.1
         rate: ${lr}
     """
-    return OmegaConf.to_yaml(create(cfg, "to_yaml"))
+    return dump(OmegaConf.to_container(create(cfg, "to_yaml"), resolve=False))
 
 
 def from_yaml(text_or_path: str | os.PathLike[str]) -> DictConfig | ListConfig:
@@ -249,11 +250,10 @@ def from_yaml(text_or_path: str | os.PathLike[str]) -> DictConfig | ListConfig:
         source = os.fspath(text)
         text = Path(source).read_text(encoding="utf-8")
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if isinstance(root, yaml.ScalarNode):
+        if is_scalar(text):
             raise ConfigError(f"{text.strip()!r} is neither an existing file nor a mapping or list in YAML.")
         return create(OmegaConf.create(text), f"from_yaml: {source}")
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise ConfigError(f"{source} is not YAML that a config may use: {error}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {str(error).splitlines()[0]}", str(error.full_key or "")) from error

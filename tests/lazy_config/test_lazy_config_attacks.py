@@ -14,7 +14,6 @@ import pytest
 from config_targets import fresh_policy
 from omegaconf import OmegaConf
 
-from nvsubq import _targets
 from nvsubq.lazy_config import (
     ConfigError,
     LazyConfig,
@@ -22,6 +21,7 @@ from nvsubq.lazy_config import (
     as_factory,
     from_yaml,
     instantiate,
+    targets,
     validate,
 )
 
@@ -47,8 +47,9 @@ def refused(path: str, text: str, **arguments: Any) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["os.system", "builtins.eval", "subprocess.run", "importlib.import_module", "torch.load", "functools.partial",
-     "torch.hub.load", "pickle.loads", "hydra.utils.instantiate", "omegaconf.OmegaConf.register_new_resolver"],
+    ["os.system", "builtins.eval", "subprocess.run", "importlib.import_module", "torch.load",
+     "functools.partial", "torch.hub.load", "pickle.loads", "hydra.utils.instantiate",
+     "omegaconf.OmegaConf.register_new_resolver"],
 )  # fmt: skip
 def test_what_is_not_listed_is_refused(path: str) -> None:
     refused(path, f"{path!r} is not on the allow-list")
@@ -129,38 +130,40 @@ def test_inherited_classmethod_counts_where_it_was_written(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     "path",
-    ["nvsubq.lazy_config.allow_targets", "nvsubq.lazy_config.LazyConfig", "nvsubq.lazy_config.instantiate",
-     "nvsubq.lazy_config.create", "nvsubq.lazy_config._targets.allow", "nvsubq._targets.allow",
+    ["nvsubq.lazy_config.allow_targets",
+     "nvsubq.lazy_config.LazyConfig", "nvsubq.lazy_config.instantiate",
+     "nvsubq.lazy_config.create", "nvsubq.lazy_config.targets.allow", "nvsubq.targets.allow",
      "nvsubq.allow_targets", "nvsubq.LazyConfig", "nvsubq.as_factory", "nvsubq.ConfigError",
-     "nvsubq.compat.nvsubquadratic.LazyConfig", "nvsubq.nd.factory.as_factory", "nvsubq.lazy_config.os.system"],
+     "nvsubq.compat.nvsubquadratic.LazyConfig", "nvsubq.nd.factory.as_factory",
+     "nvsubq.lazy_config.os.system"],
 )  # fmt: skip
 def test_config_cannot_unlock_the_list(path: str) -> None:
-    before = _targets.policy()
+    before = targets.policy()
     arguments = {"_args_": ["os.*"]}
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"never a target|is private"):
             instantiate({"_target_": path, **arguments})
         # not even where the user lists them
         allow_targets("nvsubq.lazy_config.*", "nvsubq.lazy_config.allow_targets", "nvsubq.allow_targets")
-    assert "os.*" not in _targets.policy()
-    assert _targets.policy()[: len(before)] == before
+    assert "os.*" not in targets.policy()
+    assert targets.policy()[: len(before)] == before
 
 
 def test_objects_of_the_config_layer_cannot_be_authorised() -> None:
-    for target in (allow_targets, LazyConfig, instantiate, _targets.allow):
+    for target in (allow_targets, LazyConfig, instantiate, targets.allow):
         with pytest.raises(ConfigError, match=r"never a target|no public path"):
             LazyConfig(target)
 
 
 def test_policy_cannot_be_changed_in_place() -> None:
-    assert type(_targets.policy()) is tuple
-    assert type(_targets._policy) is tuple
+    assert type(targets.policy()) is tuple
+    assert type(targets._policy) is tuple
 
 
 @pytest.mark.parametrize(
     "path",
     ["config_targets.Core.__init__", "config_targets.Core.__class__", "config_targets.__builtins__.eval",
-     "config_targets.Core.from_width.__globals__", "torch.nn.Linear.__subclasses__", "nvsubq._targets.allow",
+     "config_targets.Core.from_width.__globals__", "torch.nn.Linear.__subclasses__", "nvsubq.targets.allow",
      "torch.nn._reduction.get_enum", "config_targets.Core._hidden", "config_targets.__loader__.get_code",
      "_config_targets.Core"],
 )  # fmt: skip
@@ -263,10 +266,10 @@ def test_yaml_is_read_by_a_safe_loader() -> None:
     "entry", ["*", "", ".*", "os", "os.**", "*.os", "os.*.path", "o*", "nvsubq.*x", "_os.*", "os._exit", 3]
 )
 def test_entries_that_are_refused(entry: Any) -> None:
-    before = _targets.policy()
+    before = targets.policy()
     with pytest.raises(ConfigError, match=r"^allow-list entry .*"):
         allow_targets("good.*", entry)
-    assert _targets.policy() == before
+    assert targets.policy() == before
 
 
 def test_messages_for_entries() -> None:
@@ -283,7 +286,8 @@ def test_environment_adds_entries() -> None:
         "from nvsubq.lazy_config import *\n"
         "for node in ({'_target_': 'fractions.Fraction', 'numerator': 2}, {'_target_': 'os.getpid'}):\n"
         "    try: print(instantiate(node))\n"
-        "    except ConfigError as error: print(str(error).splitlines()[-2 if 'entry' not in str(error) else -1])\n"
+        "    except ConfigError as error:\n"
+        "        print(str(error).splitlines()[-1 if 'entry' in str(error) else -2])\n"
     )
 
     def run(value: str) -> list[str]:
@@ -307,4 +311,4 @@ def test_allowing_from_many_threads_loses_nothing() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(names) <= set(_targets.policy())
+    assert set(names) <= set(targets.policy())

@@ -13,9 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from nvsubq import _targets
-from nvsubq._plan import Call, Problem
-from nvsubq._signature import (
+from nvsubq.lazy_config import targets
+from nvsubq.lazy_config.plan import Call, Problem
+from nvsubq.lazy_config.signature import (
     ARGS,
     CONVERT,
     FOREIGN_TARGET,
@@ -27,7 +27,7 @@ from nvsubq._signature import (
     near_special,
     wrong_name,
 )
-from nvsubq._targets import TargetError
+from nvsubq.lazy_config.targets import TargetError
 
 _STAYED = (
     "none of these is near an argument of {name}: `_target_` was probably edited while\n"
@@ -151,7 +151,7 @@ class Reader:
                 lines.append(f"`{name}` must be a dotted path, not a {type(path).__name__}.")
             return "config", None
         try:
-            return path, _targets.resolve(path)
+            return path, targets.resolve(path)
         except TargetError as error:
             lines.append(str(error))
             return path, None
@@ -225,7 +225,7 @@ def _is_near_target(name: Any, node: DictConfig) -> bool:
         return False
     if name == "target":  # a common word; a slip only where its value is a path that could be a target
         plain = not OmegaConf.is_missing(node, name) and not OmegaConf.is_interpolation(node, name)
-        return plain and isinstance(node[name], str) and _targets.is_allowed_text(node[name])
+        return plain and isinstance(node[name], str) and targets.is_allowed_text(node[name])
     return near_special(name) == TARGET
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nvsubq._plan import ConfigError, Problem, error_of
-from nvsubq._signature import FOREIGN_TARGET, TARGET
+from nvsubq.lazy_config.plan import ConfigError, Problem, error_of
+from nvsubq.lazy_config.signature import FOREIGN_TARGET, TARGET
 
 
 def create(cfg: Any, caller: str) -> DictConfig | ListConfig:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nvsubq._signature import ARGS, Signature, wrong_name
+from nvsubq.lazy_config.signature import ARGS, Signature, wrong_name
 
 
 class ConfigError(ValueError):
@@ -56,15 +56,16 @@ def error_of(problems: list[Problem]) -> ConfigError:
 
 @dataclass(frozen=True)
 class Call:
-    """A node that has been read: a target and its arguments, whose values may contain further calls."""
+    """A node that has been read: a target and its arguments, whose values may contain further calls.
+
+    The arguments are in the order of the config, `_args_` among them: the order in which children are built.
+    """
 
     target: Callable[..., Any]
     path: str
     key: str
     partial: bool
-    arguments: Mapping[
-        str, Any
-    ]  # in the order of the config, `_args_` among them: the order in which children are built
+    arguments: Mapping[str, Any]
 
 
 class Factory(functools.partial):
@@ -88,16 +89,10 @@ class Factory(functools.partial):
         return _invoke(self.call, args, kwargs)
 
 
-def factory_of(call: Call, *, fresh: bool) -> Factory:
-    """A factory for the node. With `fresh`, arguments that are nodes are built in each call, not before."""
-    if fresh:
-        given = dict(call.arguments)
-        args = given.pop(ARGS, ())
-    else:
-        args, given = build_arguments(call)
-    factory = Factory(call.target, *args, **given)
-    factory.call, factory.fresh = call, fresh
-    return factory
+def factory_of(call: Call) -> Factory:
+    """A factory that builds the nodes among its arguments in each call, and not before."""
+    given = dict(call.arguments)
+    return _factory(call, given.pop(ARGS, ()), given, fresh=True)
 
 
 def build(plan: Any, late: Mapping[str, Any] | None = None) -> Any:
@@ -105,11 +100,7 @@ def build(plan: Any, late: Mapping[str, Any] | None = None) -> Any:
     if isinstance(plan, Call):
         args, kwargs = build_arguments(plan, skip=late or ())
         kwargs.update(late or {})
-        if not plan.partial:
-            return _invoke(plan, args, kwargs)
-        factory = Factory(plan.target, *args, **kwargs)
-        factory.call, factory.fresh = plan, False
-        return factory
+        return _factory(plan, args, kwargs, fresh=False) if plan.partial else _invoke(plan, args, kwargs)
     if isinstance(plan, dict):
         return {name: build(value) for name, value in plan.items()}
     if isinstance(plan, list):
@@ -121,6 +112,12 @@ def build_arguments(call: Call, skip: Collection[str] = ()) -> tuple[tuple[Any, 
     """The positional and the named arguments of a call, built."""
     kwargs = {name: build(value) for name, value in call.arguments.items() if name not in skip}
     return tuple(kwargs.pop(ARGS, ())), kwargs
+
+
+def _factory(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any], *, fresh: bool) -> Factory:
+    factory = Factory(call.target, *args, **kwargs)
+    factory.call, factory.fresh = call, fresh
+    return factory
 
 
 def _invoke(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,0 +1,21 @@
+"""Pictures of runs, as matplotlib figures that pyplot does not know of."""
+
+from nvsubq.viz.confusion import confusion, confusion_counts
+from nvsubq.viz.curves import curve
+from nvsubq.viz.embed import png_uri, svg_uri
+from nvsubq.viz.examples import example_grid, to_unit
+from nvsubq.viz.slices import best_cut, slices
+from nvsubq.viz.style import region_colours
+
+__all__ = [
+    "best_cut",
+    "confusion",
+    "confusion_counts",
+    "curve",
+    "example_grid",
+    "png_uri",
+    "region_colours",
+    "slices",
+    "svg_uri",
+    "to_unit",
+]

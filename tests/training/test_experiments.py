@@ -1,0 +1,56 @@
+"""Every experiment composes, is valid, and takes one step, with every core that has a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from nvsubq.cli.paths import config_dir
+from nvsubq.training import train
+from nvsubq.training.build import check_config
+
+EXPERIMENTS = sorted(file.stem for file in (config_dir() / "experiment").glob("*.yaml"))
+CORES = sorted(file.stem for file in (config_dir() / "core").glob("*.yaml"))
+# One step of the whole recipe, but not of the whole test set.
+ONE_STEP = ["trainer.fast_dev_run=true", "threads=1", "baselines=false", "report=false"]
+LIGHT = {"mni152": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"]}
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_valid_with_every_core(experiment, core):
+    config = composed(f"experiment={experiment}", f"core={core}")
+    check_config(config)
+    assert config.name == experiment
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_sets_no_core_option(experiment):
+    text = (config_dir() / "experiment" / f"{experiment}.yaml").read_text()
+    assert "\ncore:" not in text
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_one_step(experiment, tmp_path):
+    light = LIGHT.get(experiment, [])
+    config = composed(f"experiment={experiment}", *ONE_STEP, *light, f"paths.runs={tmp_path}")
+    figures = train(config, tmp_path / "run")
+    assert figures["steps"] == 1
+    assert any(name.startswith("test/") for name in figures["metrics"])
+    written = json.loads((Path(figures["folder"]) / "metrics.json").read_text())
+    assert written["task"] == figures["task"]
+
+
+@pytest.mark.parametrize("group", ["task", "trainer", "logger"])
+def test_every_option_of_a_group_composes(group):
+    for file in (config_dir() / group).glob("*.yaml"):
+        model = ["model=segmenter", "experiment=mni152"] if file.stem == "segmentation" else []
+        check_config(composed(f"{group}={file.stem}", *model))

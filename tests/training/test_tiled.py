@@ -1,0 +1,64 @@
+"""Tiles: where they lie, how they blend, and what they refuse."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from nvsubq.training.tiled import tile_starts, tile_weights, tiled
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize(("size", "tile"), [(1, 1), (7, 3), (8, 8), (31, 8), (64, 32), (97, 32)])
+def test_starts_cover_the_axis_with_the_overlap(size, tile, overlap):
+    starts = tile_starts(size, tile, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == size - tile
+    gaps = [b - a for a, b in itertools.pairwise(starts)]
+    assert all(0 < gap <= max(1, tile * (1 - overlap)) + 1e-9 for gap in gaps)
+
+
+def test_weights_are_positive_symmetric_and_highest_in_the_middle():
+    weights = tile_weights((4, 5), torch.zeros(()))
+    assert weights.shape == (4, 5)
+    assert (weights > 0).all()
+    torch.testing.assert_close(weights, weights.flip(0, 1))
+    assert weights.max() == 1
+
+
+@pytest.mark.parametrize("shape", [(19,), (20, 13), (5, 20, 9)])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_pointwise_model_is_unchanged(shape, batch_size):
+    images = torch.randn(2, 3, *shape, dtype=torch.float64)
+    model = lambda x: torch.stack([x.sum(1), x[:, 0] ** 2], 1)  # noqa: E731
+    out = tiled(model, images, (8,) * len(shape), overlap=0.25, batch_size=batch_size)
+    assert out.dtype == torch.float64
+    torch.testing.assert_close(out, model(images))
+
+
+def test_one_tile_is_the_model_itself():
+    model, images = nn.Conv2d(1, 2, 3, padding=1), torch.randn(1, 1, 6, 7)
+    assert torch.equal(tiled(model, images, (32, 32)), model(images))
+
+
+def test_convolution_differs_at_tile_borders_alone():
+    torch.manual_seed(0)
+    model, images = nn.Conv1d(1, 1, 3, padding=1), torch.randn(1, 1, 16)
+    difference = (tiled(model, images, (8,), overlap=0.0) - model(images)).abs()[0, 0]
+    assert difference[[0, 3, 12, 15]].max() < 1e-6
+    assert difference[7:9].max() > 1e-3
+
+
+def test_refusals():
+    images = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(
+        ValueError, match=r"`tile` \(=\(4,\)\) must have one positive size for each axis of \(8, 8\)"
+    ):
+        tiled(nn.Identity(), images, (4,))
+    with pytest.raises(ValueError, match=r"`overlap` \(=1\.0\) must be at least 0 and below 1"):
+        tiled(nn.Identity(), images, (4, 4), overlap=1.0)
+    with pytest.raises(ValueError, match=r"`batch_size` \(=0\) must be at least 1"):
+        tiled(nn.Identity(), images, (4, 4), batch_size=0)
