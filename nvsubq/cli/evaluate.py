@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvsubq.cli.runs import add_run_arguments, open_run
+from nvsubq.cli.runs import add_command, add_run_arguments, open_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,11 +22,11 @@ SAME = 1e-6
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "evaluate",
         help="score a run's checkpoint on its test split",
         description="Scores a run's checkpoint and shows it beside the stored numbers and the baselines.",
-        allow_abbrev=False,
     )
     add_run_arguments(parser)
     parser.add_argument("--split", default="test", choices=("test", "val"), help="default: test")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvsubq.cli.runs import add_run_arguments, open_run
+from nvsubq.cli.runs import add_command, add_run_arguments, open_run
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,8 @@ NAMED = 5
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "predict",
         help="apply a run's model to files",
         description=(
@@ -37,7 +38,6 @@ def add_parser(subparsers: Any) -> None:
             "Segmentation writes NAME_prediction.nii.gz for each file, on its grid and with its affine. "
             "All files are read before anything is written."
         ),
-        allow_abbrev=False,
     )
     add_run_arguments(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="images, or NIfTI volumes")

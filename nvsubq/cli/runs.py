@@ -1,14 +1,38 @@
-"""What `evaluate` and `predict` share: the arguments RUN and --checkpoint, and the trained run behind them."""
+"""What `evaluate` and `predict` share: RUN and --checkpoint, and the trained run behind them."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvsubq.training.load import LoadedRun
+
+
+class Intermixed(argparse.ArgumentParser):
+    """A parser that takes options between positional arguments: ``predict RUN a.png --out DIR b.png``."""
+
+    _inside = False
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        """As argparse's; `add_subparsers` calls this one, which has no form for intermixed arguments."""
+        if self._inside:
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
+def add_command(subparsers: Any, name: str, **texts: str) -> argparse.ArgumentParser:
+    """Adds a command whose options may stand anywhere."""
+    parser = Intermixed(prog=f"nvsubq {name}", description=texts["description"], allow_abbrev=False)
+    subparsers.add_parser(name, help=texts["help"], add_help=False)
+    subparsers.choices[name] = parser
+    return parser
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

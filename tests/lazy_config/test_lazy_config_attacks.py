@@ -132,7 +132,7 @@ def test_inherited_classmethod_counts_where_it_was_written(monkeypatch: pytest.M
     "path",
     ["nvsubq.lazy_config.allow_targets",
      "nvsubq.lazy_config.LazyConfig", "nvsubq.lazy_config.instantiate",
-     "nvsubq.lazy_config.create", "nvsubq.lazy_config.targets.allow", "nvsubq.targets.allow",
+     "nvsubq.lazy_config.create", "nvsubq.lazy_config.targets.allow", "nvsubq.lazy_config.targets.allow",
      "nvsubq.allow_targets", "nvsubq.LazyConfig", "nvsubq.as_factory", "nvsubq.ConfigError",
      "nvsubq.compat.nvsubquadratic.LazyConfig", "nvsubq.nd.factory.as_factory",
      "nvsubq.lazy_config.os.system"],
@@ -163,7 +163,7 @@ def test_policy_cannot_be_changed_in_place() -> None:
 @pytest.mark.parametrize(
     "path",
     ["config_targets.Core.__init__", "config_targets.Core.__class__", "config_targets.__builtins__.eval",
-     "config_targets.Core.from_width.__globals__", "torch.nn.Linear.__subclasses__", "nvsubq.targets.allow",
+     "config_targets.Core.from_width.__globals__", "torch.nn.Linear.__subclasses__", "nvsubq.cli._hidden.run",
      "torch.nn._reduction.get_enum", "config_targets.Core._hidden", "config_targets.__loader__.get_code",
      "_config_targets.Core"],
 )  # fmt: skip

@@ -74,7 +74,7 @@ def test_schedule():
     assert values[:3] == pytest.approx([1 / 20, 2 / 20, 3 / 20])
     assert values[19] == 1.0
     assert values[99] == pytest.approx(0.1)
-    assert all(a >= b for a, b in itertools.pairwise(values))
+    assert all(a >= b for a, b in itertools.pairwise(values[19:]))
     assert factor(1000) == pytest.approx(0.1)
     assert [schedule("constant", 10, warmup=0.0, final=0.1)(s) for s in (0, 5, 50)] == [1.0, 1.0, 1.0]
     assert schedule("cosine", 1, warmup=0.1, final=0.0)(0) > 0

@@ -74,10 +74,8 @@ def _masked(decay: Tensor, b: Tensor, keep: Tensor | None, present: Tensor | Non
 
 
 def _scaled(a, b, dt, discretization, input_scale, state, keep, present, dtype) -> tuple[Tensor, Tensor]:
-    if state is None:
-        state = b.new_zeros(len(b), b.shape[2], dtype=dtype)
-
-    def block(over_cells: list, shared: list, state: Tensor) -> tuple[Tensor, Tensor]:
+    def block(over_cells: list, shared: list, state: Tensor | None, leaves: bool) -> tuple[Tensor, Tensor]:
+        del leaves
         a, b, dt, keep, present = over_cells
         a = shared[0] if a is None else a
         decay, scale = decay_and_scale(a, dt, discretization, input_scale)

@@ -45,7 +45,7 @@ class Tiling:
         """Cut so that rows x cells x width comes to about `elements`, with at least `least` cells in a block."""
         blocks = max(1, min(-(-length * width // elements), length // least))
         cells = max(1, -(-length // blocks))
-        return cls(batch, length, _even_part(batch, elements // (cells * width)), cells)
+        return cls(batch, length, even_part(batch, elements // (cells * width)), cells)
 
     @property
     def blocks(self) -> int:
@@ -62,7 +62,7 @@ class Tiling:
         return cuts[::-1] if reverse else cuts
 
 
-def _even_part(whole: int, most: int) -> int:
+def even_part(whole: int, most: int) -> int:
     """Give a size of at most `most` that cuts `whole` into few, preferably equal, parts."""
     most = max(1, min(whole, most))
     even = next(size for size in range(most, 0, -1) if size == 1 or whole % size == 0)

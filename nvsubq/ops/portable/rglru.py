@@ -23,7 +23,8 @@ class _Block:
     gelu: str
     dtype: torch.dtype
 
-    def __call__(self, over_cells: list, shared: list, state: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, over_cells: list, shared: list, state: Tensor | None, leaves: bool) -> tuple[Tensor, Tensor]:
+        del leaves
         x, r, i, gate, keep, present, fresh = (to_accumulate(t, self.dtype) for t in over_cells)
         log_rate, r_bias, i_bias = shared
         r = r if r_bias is None else r + r_bias
@@ -68,10 +69,9 @@ def rglru_scan(
     keep, present = masks(walk, dtype)
     keep = None if keep is None else widen(keep, width)
     fresh = None if normalize_first else _fresh(x, keep, initial_state is None)
-    state = x.new_zeros(batch, width, dtype=dtype) if state is None else state
     over_cells = gather(walk, x, r, i, gate)
     if x.numel() == 0:
-        return (x + 0, state) if return_final_state else x + 0
+        return (x + 0, _or_zeros(state, x, dtype)) if return_final_state else x + 0
     # autograd keeps about a dozen temporaries alive, so each gets a fraction of the usual size
     tiling = Tiling.plan(batch, length, width, tile_elements(x.device) // 2)
     y, final = blockwise(
@@ -80,9 +80,14 @@ def rglru_scan(
         state,
         [*over_cells, keep, present, fresh],
         [c * F.logsigmoid(a_log), r_bias, i_bias],
+        final=return_final_state,
     )
     y = (y if walk is None else walk.scatter(y)).to(x.dtype)
     return (y, final) if return_final_state else y
+
+
+def _or_zeros(state: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.new_zeros(x.shape[0], x.shape[2], dtype=dtype) if state is None else state + 0
 
 
 def _fresh(x: Tensor, keep: Tensor | None, at_first: bool) -> Tensor:

@@ -24,7 +24,8 @@ class _Block:
     softplus: bool
     dtype: torch.dtype
 
-    def __call__(self, over_cells: list, shared: list, state: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, over_cells: list, shared: list, state: Tensor | None, leaves: bool) -> tuple[Tensor, Tensor]:
+        del leaves
         u, delta, B, C, z, delta_a, timesteps, gate, keep, present = (
             to_accumulate(t, self.dtype) for t in over_cells
         )
@@ -103,16 +104,16 @@ def general_scan(
     )
     rate, delta_a = (delta_a, None) if timesteps is not None else (None, delta_a)
     groups = next((t.shape[2] for t in (B, C, gate) if t is not None), 1)
-    if state is None:
-        state = A.new_zeros(batch, *A.shape)
     if u.numel() == 0:
-        return u.to(dtype), state
+        return u.to(dtype), A.new_zeros(batch, *A.shape) if state is None else state + 0
+    if state is not None:
+        state = state.unflatten(1, (groups, -1)).transpose(2, 3).contiguous()
     # autograd keeps a dozen temporaries alive, so each gets a fraction of the usual size
     tiling = Tiling.plan(batch, length, A.numel(), tile_elements(u.device) // 4)
     y, final = blockwise(
         _Block(discretization, softplus, dtype),
         tiling,
-        state.unflatten(1, (groups, -1)).transpose(2, 3).contiguous(),
+        state,
         [u, delta, B, C, z, delta_a, timesteps, gate, keep, present],
         [A, D, delta_bias, B_fixed, C_fixed, rate, gate_fixed],
     )

@@ -9,66 +9,110 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nvsubq.ops.numerics import accumulation_dtype, to_accumulate
 from nvsubq.ops.portable.blockwise import blockwise
-from nvsubq.ops.portable.recurrence import Tiling
+from nvsubq.ops.portable.recurrence import Tiling, even_part, tile_elements
 from nvsubq.ops.portable.walking import gather, masks, plan
 
 _CHUNK = 64
 
 
+class _Decays(torch.autograd.Function):
+    """exp of the sums of `log_decay` `[B, H, T]` over the steps after j up to i: `[B, H, T, T]`, 0 for i < j.
+
+    The running sums are kept in double precision: in fp32 the difference of two of them would lose the small steps
+    that follow a large one. `same` `[B, H, T, T]` is False where i and j belong to different sequences.
+    """
+
+    @staticmethod
+    def forward(ctx, log_decay: Tensor, same: Tensor | None) -> Tensor:  # type: ignore[override]
+        sums = log_decay.to(_wide(log_decay)).cumsum(-1)
+        decays = (sums.unsqueeze(-1) - sums.unsqueeze(-2)).to(log_decay.dtype)
+        steps = decays.shape[-1]
+        hidden = torch.ones(steps, steps, dtype=torch.bool, device=decays.device).triu(1)
+        decays.masked_fill_(hidden if same is None else hidden | ~same, -math.inf).exp_()
+        ctx.save_for_backward(decays)
+        return decays
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        (decays,) = ctx.saved_tensors
+        parts = (grad * decays).tril_(-1)  # on the diagonal the sum is empty
+        d_sums = parts.sum(-1, dtype=_wide(grad)) - parts.sum(-2, dtype=_wide(grad))
+        return d_sums.flip(-1).cumsum(-1).flip(-1).to(grad.dtype), None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return x.dtype if x.device.type == "mps" else torch.float64  # MPS has no double precision
+
+
 @dataclass(frozen=True)
 class _Chunk:
-    """The op on one chunk of cells, walked forwards."""
+    """The op on one chunk of cells, walked forwards. Heads are split into groups: `[B, G, H/G, ...]`."""
 
     softplus: bool
     limit: tuple[float, float]
     dtype: torch.dtype
 
-    def __call__(self, over_cells: list, shared: list, state: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, over_cells: list, shared: list, state: Tensor | None, leaves: bool
+    ) -> tuple[Tensor, Tensor | None]:
         x, dt, B, C, z, keep, present = (to_accumulate(t, self.dtype) for t in over_cells)
         A, D, dt_bias = shared
-        heads, groups = x.shape[2], B.shape[2]
+        groups = B.shape[2]
         dt = self._step(dt, dt_bias, present)
         log_decay = (dt * A).transpose(1, 2)  # (B, H, T)
-        if keep is not None:
-            keep = keep.transpose(1, 2).repeat_interleave(heads // keep.shape[2], 1)
-            log_decay = log_decay.masked_fill(keep == 0, -math.inf)
-        x_, B, C = (t.transpose(1, 2) for t in (x, B, C))  # (B, H, T, P), (B, G, T, N)
-        between = _sums_between(log_decay)  # (B, H, T, T)
-        inputs = x_ * dt.transpose(1, 2).unsqueeze(-1)
-        weights = _per_head(torch.matmul(C, B.transpose(2, 3)), heads) * between.exp()
-        since_start = log_decay.cumsum(2).exp().unsqueeze(-1)
-        until_end = between[:, :, -1].exp().unsqueeze(-1)
-        c, b = (_per_head(t, heads) for t in (C, B))
-        y = torch.matmul(weights, inputs) + torch.matmul(c, state.transpose(2, 3)) * since_start
-        state = since_start[:, :, -1:] * state + torch.matmul((inputs * until_end).transpose(2, 3), b)
+        same, first = _sequences(keep, x.shape[2])
+        decays = _Decays.apply(log_decay, same)  # (B, H, T, T)
+        B, C = (t.transpose(1, 2) for t in (B, C))  # (B, G, T, N)
+        inputs = x.transpose(1, 2) * dt.transpose(1, 2).unsqueeze(-1)  # (B, H, T, P)
+        scores = torch.matmul(C, B.transpose(2, 3)).unsqueeze(2)  # (B, G, 1, T, T)
+        weights = scores * decays.unflatten(1, (groups, -1))
+        y = torch.matmul(weights.flatten(1, 2), inputs)
+        leaving = None
+        if leaves:
+            leaving = _outer(inputs * decays[:, :, -1].unsqueeze(-1), B)
+        if state is not None:
+            since_start = log_decay.cumsum(2).exp().unsqueeze(-1)  # (B, H, T, 1)
+            since_start = since_start if first is None else since_start * first
+            y = y + _read(state, C) * since_start
+            leaving = leaving + since_start[:, :, -1:] * state if leaves else None
         y = y.transpose(1, 2)
         y = y if D is None else y + D * x
-        return y if z is None else y * F.silu(z), state
+        return y if z is None else y * F.silu(z), leaving
 
     def _step(self, dt: Tensor, bias: Tensor | None, present: Tensor | None) -> Tensor:
         dt = dt if bias is None else dt + bias
         dt = F.softplus(dt) if self.softplus else dt
-        dt = dt if self.limit == (0.0, math.inf) and self.softplus else dt.clamp(*self.limit)
+        dt = dt if self.softplus and self.limit == (0.0, math.inf) else dt.clamp(*self.limit)
         return dt if present is None else dt * present.unsqueeze(-1)
 
 
-def _sums_between(x: Tensor) -> Tensor:
-    """`[..., T]` to `[..., T, T]`: the sum of x over the steps after j up to i, -inf for i < j.
-
-    Each is summed on its own: a difference of two running sums would lose the small ones after a large step.
-    """
-    steps = x.shape[-1]
-    lower = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril(-1)
-    sums = torch.where(lower, x.unsqueeze(-1), 0).cumsum(-2)
-    return sums.masked_fill(lower.t(), -math.inf)
+def _sequences(keep: Tensor | None, heads: int) -> tuple[Tensor | None, Tensor | None]:
+    """Which steps share a sequence, `[B, H, T, T]`, and which belong to the one that entered, `[B, H, T, 1]`."""
+    if keep is None:
+        return None, None
+    number = (1 - keep).cumsum(1).transpose(1, 2).repeat_interleave(heads // keep.shape[2], 1)
+    return number.unsqueeze(-1) == number.unsqueeze(-2), (number == 0).to(keep.dtype).unsqueeze(-1)
 
 
-def _per_head(x: Tensor, heads: int) -> Tensor:
-    """Spread axis 1 from groups to heads."""
-    return x if x.shape[1] == 1 else x.repeat_interleave(heads // x.shape[1], 1)
+def _outer(inputs: Tensor, B: Tensor) -> Tensor:
+    """Sum over steps of x B^T: `[B, H, T, P]` and `[B, G, T, N]` give `[B, H, P, N]`, the heads of a group at once."""
+    batch, heads, steps, width = inputs.shape
+    groups = B.shape[1]
+    rows = inputs.unflatten(1, (groups, -1)).transpose(3, 4).reshape(batch, groups, -1, steps)  # (B, G, H/G P, T)
+    return torch.matmul(rows, B).view(batch, heads, width, -1)
+
+
+def _read(state: Tensor, C: Tensor) -> Tensor:
+    """Read the entering state at each step: `[B, H, P, N]` and `[B, G, T, N]` give `[B, H, T, P]`."""
+    batch, heads, width, n = state.shape
+    columns = state.reshape(batch, C.shape[1], -1, n).transpose(2, 3)  # (B, G, N, H/G P)
+    read = torch.matmul(C, columns).unflatten(3, (-1, width))  # (B, G, T, H/G, P)
+    return read.transpose(2, 3).flatten(1, 2)
 
 
 def ssd_scan(
@@ -97,14 +141,15 @@ def ssd_scan(
     D = D[:, None] if D is not None and D.dim() == 1 else D
     walk, _ = plan(length, order, reverse, seq_idx, x.device, both_ways=False)
     keep, present = masks(walk, dtype)
-    if state is None:
-        state = x.new_zeros(batch, heads, head_width, B.shape[3], dtype=dtype)
     if x.numel() == 0:
-        return (x + 0, state) if return_final_state else x + 0
+        empty = x.new_zeros(batch, heads, head_width, B.shape[3], dtype=dtype) if state is None else state + 0
+        return (x + 0, empty) if return_final_state else x + 0
     over_cells = gather(walk, x, dt, B, C, z)
     chunks = max(1, -(-length // (chunk_size or _CHUNK)))
-    tiling = Tiling(batch, length, batch, -(-length // chunks))
+    cells = -(-length // chunks)
+    widest = heads * max(cells * cells, cells * head_width, head_width * B.shape[3])
+    tiling = Tiling(batch, length, even_part(batch, tile_elements(x.device) // widest), cells)
     chunk = _Chunk(dt_softplus, tuple(dt_limit), dtype)
-    y, final = blockwise(chunk, tiling, state, [*over_cells, keep, present], [A, D, dt_bias])
+    y, final = blockwise(chunk, tiling, state, [*over_cells, keep, present], [A, D, dt_bias], final=return_final_state)
     y = (y if walk is None else walk.scatter(y)).to(x.dtype)
     return (y, final) if return_final_state else y
