@@ -1,7 +1,7 @@
 """N-dimensional mixers from linear-recurrent cores.
 
-A lazy config builds a 1-D recurrent core, an N-dimensional wrapper walks an image or a volume with it. The names below are resolved
-on first use (PEP 562), so that ``import nvsubq.lazy_config`` needs neither torch nor the rest of the package.
+A lazy config builds a 1-D recurrent core, an N-dimensional wrapper walks an image or a volume with it. The names
+below are resolved on first use (PEP 562), so that ``import nvsubq.lazy_config`` needs no torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,24 @@ _HOME = {
     "use_backend": "nvsubq.ops",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = [
+    "PLACEHOLDER",
+    "ConfigError",
+    "LazyConfig",
+    "MambaND",
+    "NDBackbone",
+    "NDMixer",
+    "NDSegmenter",
+    "__version__",
+    "allow_targets",
+    "as_factory",
+    "backends",
+    "from_yaml",
+    "instantiate",
+    "to_yaml",
+    "use_backend",
+    "validate",
+]
 
 if TYPE_CHECKING:
     from nvsubq.lazy_config import (

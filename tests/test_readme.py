@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README runs, as a new user would run it: in an empty folder, after `pip install`."""
+"""Every command and Python block of the README runs as for a new user: installed, in an empty folder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SHORT = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+SHORT = [f"trainer.{name}" for name in ("max_epochs=1", "limit_train_batches=2", "limit_test_batches=1")]
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-COMMANDS = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines() if line.strip()]
+LINES = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+COMMANDS = [shlex.split(line, comments=True) for line in LINES]
 
 
 def run(command: list[str], folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=folder, env={**os.environ, "COLUMNS": "120", **env}, capture_output=True, text=True, check=False
-    )
+    env = {**os.environ, "COLUMNS": "120", **env}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def user_bin(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> Path:
-    """A fresh environment after the README's `pip install`; what nvsubq requires is taken from the one that runs the tests."""
+    """A fresh environment after the README's `pip install`; this one's packages meet the requirements."""
     venv = tmp_path_factory.mktemp("user") / "venv"
     assert run([sys.executable, "-m", "venv", str(venv)], checkout).returncode == 0
     (site,) = venv.glob("lib/python*/site-packages")
@@ -92,7 +92,7 @@ def test_nvsubq_command(command: list[str], folder: Path, user_bin: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0].startswith("scripts/")], ids=" ".join)
 def test_script(command: list[str], checkout: Path) -> None:
-    """The two scripts in a fresh clone; the environment that runs the tests stands in for the one they would make."""
+    """The two scripts in a fresh clone; this environment stands in for the one they would make."""
     short = {
         "scripts/run.sh": ["trainer.fast_dev_run=true"],
         "scripts/test.sh": ["-q", "tests/test_package.py::test_public_names_are_pinned"],

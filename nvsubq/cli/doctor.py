@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 REQUIREMENT = re.compile(
-    r"(?P<name>[A-Za-z0-9._-]+)(?P<wanted>[^;\[]*)(?:;\s*extra\s*==\s*['\"](?P<extra>[^'\"]+))?"
+    r"(?P<name>[A-Za-z0-9._-]+)(?:\[[^]]*\])?(?P<wanted>[^;]*)(?:;\s*extra\s*==\s*['\"](?P<extra>[^'\"]+))?"
 )
 EXTRAS = ("train", "cuda", "monai", "timm")
 
@@ -113,7 +113,7 @@ def _devices() -> None:
     _heading("devices")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     capability = torch.backends.cpu.get_cpu_capability()
-    _line("cpu", f"{cores} usable cores, torch uses {torch.get_num_threads()} threads, {capability}")
+    _line("cpu", f"{cores} usable cores, {capability}; threads of torch: {torch.get_num_threads()}")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(index)
@@ -174,13 +174,14 @@ def _ops() -> list[str]:
 
 
 def _cores() -> list[str]:
-    """Every core, forward and backward."""
+    """Every core that a config names, forward and backward."""
     from nvsubq.cli import self_test
+    from nvsubq.cli.paths import config_dir
 
     _heading("cores: forward and backward, [2, 32, 64]")
     failed = []
-    for name in self_test.CORES:
-        failed += _attempt(name, partial(self_test.core_runs, name))
+    for file in sorted((config_dir() / "core").glob("*.yaml")):
+        failed += _attempt(file.stem, partial(self_test.core_runs, file))
     return failed
 
 

@@ -251,6 +251,7 @@ def _figures(record: Record, loaded: LoadedRun) -> dict[str, Any]:
         "steps": int(last["step"]) if last.get("step") else None,
         "best_epoch": None,
         "stopped_early": False,
+        "interrupted": True,
         "metrics": {name: value for name, value in last.items() if name not in ("epoch", "step")},
         "classes": task.class_names,
         "scored_classes": getattr(task, "scored_classes", None),

@@ -63,6 +63,9 @@ def open_run(run: str, checkpoint: str, overrides: Sequence[str] = ()) -> Loaded
     from nvsubq.training.system import set_threads
 
     path = check_run(run)
+    lacking = [key for key in ("data", "model", "task", "trainer") if key not in load_config(path)]
+    if lacking:
+        raise ValueError(f"{path / 'config.yaml'} is no config of a training: it lacks {', '.join(lacking)}.")
     if checkpoint in CHECKPOINTS:
         loaded = load_run(path, checkpoint=checkpoint, overrides=overrides)
     else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CORES = ("Mamba", "Mamba2", "S5", "RGLRU", "Attention")
 TOLERANCE = 1e-4
 """Largest error allowed, relative to the largest value: fp32 over 37 cells, summed in another order."""
 
@@ -106,8 +106,11 @@ def _relative(own: Tensor, wanted: Tensor) -> float:
     return float((own - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
 
 
-def core_runs(name: str) -> str:
-    """Runs a core forward and backward.
+def core_runs(config: Path) -> str:
+    """Builds a core from its config and runs it forward and backward.
+
+    Args:
+        config: the file, such as ``configs/core/mamba.yaml``.
 
     Returns:
         Its number of parameters, in words.
@@ -115,11 +118,11 @@ def core_runs(name: str) -> str:
     Raises:
         ArithmeticError: a value is not finite, or a parameter has no gradient.
     """
-    from nvsubq import cores
+    from nvsubq.lazy_config import from_yaml, instantiate
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        core = getattr(cores, name)(d_model=64)
+        core = instantiate(from_yaml(config))(d_model=64)
     x = _draw(2, 32, 64, seed=0).requires_grad_()
     y = core(x)
     if y.shape != x.shape:

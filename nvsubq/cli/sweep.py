@@ -125,12 +125,10 @@ def summary(runs: list[tuple[dict[str, str], dict[str, Any]]], title: str) -> An
     metrics = [m for m in runs[0][1]["metrics"] if m.startswith("test/") and m != "test/loss"]
     columns = [*keys, "runs", "parameters", *metrics, "training"]
     table = Table(*columns, title=title, title_justify="left", title_style="bold")
-    for choice, figures in groups.items():
-        scores = (_spread([f["metrics"].get(metric) for f in figures]) for metric in metrics)
-        seconds = statistics.fmean(f["train_s"] for f in figures)
-        table.add_row(
-            *choice, str(len(figures)), f"{figures[0]['parameters']:,}", *scores, f"{seconds:.0f} s"
-        )
+    for choice, group in groups.items():
+        scores = (_spread([one["metrics"].get(metric) for one in group]) for metric in metrics)
+        seconds = statistics.fmean(one["train_s"] for one in group)
+        table.add_row(*choice, str(len(group)), f"{group[0]['parameters']:,}", *scores, f"{seconds:.0f} s")
     return table
 
 

@@ -99,9 +99,11 @@ class _Job:
     def _train(self, config: Any, settings: Any) -> float | None:
         folder = Path(settings.runtime.output_dir)
         try:
+            _say("loading ...")
             from nvsubq.training.runner import quiet_lightning, train
 
             quiet_lightning()
+            _say("")
             figures = train(config, _shown(folder), command=list(settings.overrides.task))
         except BaseException:
             from nvsubq.training.run_folder import remove_empty
@@ -109,6 +111,13 @@ class _Job:
             remove_empty(folder, Path(config.paths.runs))
             raise
         return figures["metrics"].get("val/accuracy", figures["metrics"].get("val/dice"))
+
+
+def _say(text: str) -> None:
+    """Shows `text` in a terminal until the next: importing Lightning takes seconds."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()
 
 
 def _shown(folder: Path) -> Path:

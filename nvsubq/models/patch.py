@@ -41,7 +41,7 @@ class ConvNd(nn.Module):
         self.conv = CONVOLUTIONS[spatial_dims](
             in_channels, out_channels, tuple(kernel_size), stride=stride, padding=padding
         )
-        # torch's default shrinks the signal sixfold with each ReLU, and no norm follows that would scale it back.
+        # torch's default shrinks the signal sixfold with each ReLU; no norm follows that would scale it back.
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
         nn.init.zeros_(self.conv.bias)
 

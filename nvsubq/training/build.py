@@ -19,7 +19,7 @@ def check_config(config: DictConfig) -> None:
     Raises:
         ConfigError: with all problems.
     """
-    copy = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    copy: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     # These come when the data is there; any number stands for them.
     for key in FROM_DATA:
         if OmegaConf.is_missing(copy.model, key) or key not in copy.model:

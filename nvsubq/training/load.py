@@ -69,6 +69,8 @@ def load_config(run: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if not file.is_file():
         raise CheckpointError(f"`run` (={run}) is no run folder: it has no config.yaml.")
     config = from_yaml(file)
+    if not isinstance(config, DictConfig):
+        raise CheckpointError(f"`run` (={run}) is no run folder: its config.yaml is a list.")
     config.pop("defaults", None)
     OmegaConf.set_struct(config, True)
     for override in overrides:

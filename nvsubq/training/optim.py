@@ -30,7 +30,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         >>> [(len(g["params"]), g["weight_decay"]) for g in groups]
         [(1, 0.1), (1, 0.0)]
     """
-    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
     named = dict(model.named_parameters())
     # A parameter shared between modules goes by its first name alone, so both lists are consulted.
     if unknown := sorted(exempt - {name for name, _ in model.named_parameters(remove_duplicate=False)}):

@@ -113,6 +113,8 @@ def _notes(record: Record) -> list[str]:
         )
     elif record.figures.get("tested_with") is None:
         notes.append("This run was not tested; the metrics are those of its last epoch.")
+    if record.figures.get("interrupted"):
+        notes.append("This run did not finish; its checkpoint was scored afterwards.")
     if record.figures.get("stopped_early"):
         notes.append("Training stopped early: the watched metric no longer improved.")
     return notes

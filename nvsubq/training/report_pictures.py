@@ -16,10 +16,11 @@ LISTED = 20
 
 @dataclass
 class Picture:
-    """An image of the page: its data URI, what it shows in words, and a line below it."""
+    """An image of the page: its data URI, what it shows in words, its width, and a line above it."""
 
     uri: str
     alt: str
+    width: int = 960
     caption: str = ""
 
 
@@ -57,7 +58,7 @@ def curves(record: Record) -> list[Picture]:
     for name, series in shown:
         marked = None if name == "learning rate" else best
         figure = viz.curve(record.epochs, series, title=name, best=marked)
-        pictures.append(Picture(viz.svg_uri(figure), f"{name} for each epoch"))
+        pictures.append(Picture(viz.svg_uri(figure), f"{name} for each epoch", 310))
     return pictures
 
 
@@ -79,24 +80,26 @@ def _classified(record: Record, names: list[str]) -> list[Section]:
     predicted = probabilities.argmax(1)
     counts = viz.confusion_counts(labels, predicted, len(names))
     right = int(np.trace(counts))
-    matrix = viz.confusion(counts, names)
+    few = len(names) <= LISTED
+    width = 560 if few else 820
+    matrix = viz.confusion(counts, names, width=width)
     total = counts.sum(1)
     order = [int(i) for i in np.argsort(counts.diagonal() / np.maximum(total, 1), kind="stable") if total[i]]
     rows = [
         (names[i], f"{total[i]:,}", f"{counts[i, i] / total[i]:.3f}", 100 * counts[i, i] / total[i])
-        for i in (order[:LISTED] if len(names) > LISTED else [i for i in range(len(names)) if total[i]])
+        for i in ([i for i in range(len(names)) if total[i]] if few else order[:LISTED])
     ]
     text = f"{right:,} of {len(labels):,} test items are right, {len(labels) - right:,} wrong. "
     text += "Rows are true classes; right answers are blue, wrong ones red, each on a scale of its own."
-    if len(names) > LISTED:
+    if not few:
         text += f" Listed are the {LISTED} classes with the lowest accuracy."
     confused = Section(
         "Confusion",
         text,
-        [Picture(viz.svg_uri(matrix), "confusion matrix: true classes in rows, predicted in columns")],
+        [Picture(viz.svg_uri(matrix), "confusion matrix: true classes in rows, predicted in columns", width)],
         ("class", "items", "accuracy"),
         rows,
-        beside=True,
+        beside=few,
     )
     return [confused, *_examples(record, names, predicted)]
 
@@ -174,7 +177,7 @@ def _volumes(record: Record, names: list[str], scored: list[int], per_item: np.n
         parts = [f"{names[c]} {own[c]:.3f}" for c in scored[:6] if not np.isnan(own[c])]
         caption = f"Test volume {int(index) + 1}: Dice {', '.join(parts) or '–'}"
         alt = f"test volume {int(index) + 1}: slices of image, label and prediction"
-        shown.append(Picture(viz.png_uri(figure), alt, caption))
+        shown.append(Picture(viz.png_uri(figure), alt, caption=caption))
     if not shown:
         return []
     text = f"{len(shown)} of {len(per_item)} test volumes, the one with the lowest Dice first."

@@ -99,7 +99,7 @@ class RunFolder:
         """Writes predictions.npz."""
         part = self.path / "predictions.part"
         with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         os.replace(part, self.path / "predictions.npz")
 
     def link_latest(self) -> None:

@@ -62,17 +62,24 @@ def train(
     config = config.copy()
     OmegaConf.set_struct(config, True)
     check_config(config)
-    first = L.pytorch.utilities.rank_zero_only.rank == 0
+    first = getattr(L.pytorch.utilities.rank_zero_only, "rank", 0) == 0
     run = RunFolder(folder, Path(config.paths.runs)) if first else None
     training = _Training(config, run, folder, console)
     try:
         training.prepare()
         training.fit()
-    except BaseException:
+    except BaseException as error:
         # Without a checkpoint there is nothing to look at, evaluate or resume.
-        if run is not None and not (run.checkpoints / "last.ckpt").is_file():
+        kept = run is not None and (run.checkpoints / "last.ckpt").is_file()
+        if run is not None and not kept:
             run.remove()
-        raise
+        if not isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        if kept:
+            again = f"--config-dir {training.folder} --config-name config ckpt_path={training.folder}"
+            show(console, f"to go on from the last epoch: nvsubq train {again}")
+        # Lightning turns Ctrl-C into an exit.
+        raise KeyboardInterrupt from None
     return training.finish(started, list(command))
 
 
@@ -106,7 +113,7 @@ class _Training:
             self.run.write_config(OmegaConf.to_yaml(config), OmegaConf.to_yaml(config, resolve=True))
         self.trainer = self._trainer()
         # Filling fresh memory with NaN guards nothing here and costs time; the bits are the same without.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def _trainer(self) -> L.Trainer:
         config, task = self.config, self.task
@@ -211,13 +218,14 @@ class _Training:
         self.run.write_metrics(figures)
         if tested_with is not None:
             self.run.write_predictions(self.task.predictions())
-            if self.config.baselines and not self.trainer.fast_dev_run:
+            if self.config.baselines and not self.config.trainer.get("fast_dev_run", False):
                 figures["baselines"] = self.datamodule.baselines()
         figures["total_s"] = time.perf_counter() - started
         self.run.write_metrics(figures)
         show(self.console, final_table(figures, str(self.folder)))
         if self.config.report:
             write_report(self.run.path)
+            show(self.console, f"report: {self.run.path / 'report.html'}")
         return figures | {"folder": str(self.folder)}
 
 

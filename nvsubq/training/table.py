@@ -75,15 +75,16 @@ def _memory(figures: dict[str, Any]) -> str:
     return ", ".join(parts) or "unknown"
 
 
-def score_table(figures: dict[str, Any], title: str) -> Table:
+def score_table(figures: dict[str, Any], title: str) -> Group:
     """Test metrics of the run, and those of the baselines below."""
     metrics = {k.removeprefix("test/"): v for k, v in figures["metrics"].items() if k.startswith("test/")}
     names = [name for name in metrics if name != "loss"] or list(metrics)
-    table = Table("", *names, title=title, title_justify="left", title_style="bold")
+    table = Table("", *names)
     table.add_row(figures["core_name"], *(_number(metrics[name]) for name in names), style="bold")
     for label, scores in figures["baselines"].items():
         table.add_row(label, *(_number(scores.get(name)) for name in names), style="dim")
-    return table
+    # A title of rich's is broken to the width of a narrow table.
+    return Group(Text(title, style="bold"), table)
 
 
 def _number(value: float | None) -> str:

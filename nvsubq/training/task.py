@@ -129,7 +129,7 @@ class Task(L.LightningModule):
         loaders = self.trainer.test_dataloaders
         return len(loaders.dataset)  # type: ignore[union-attr]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW, and the schedule stepped after every optimizer step."""
         steps = self.trainer.estimated_stepping_batches
         if self.schedule == "cosine" and not math.isfinite(steps):

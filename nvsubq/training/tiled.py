@@ -75,7 +75,7 @@ def tiled(
         return logits if logits.dtype == torch.float64 else logits.float()
     starts = [tile_starts(s, t, overlap) for s, t in zip(spatial, tile, strict=True)]
     places = list(itertools.product(range(len(images)), *starts))
-    total = weight = norm = None
+    total, norm, weight = (images.new_empty(0) for _ in range(3))
     for first in range(0, len(places), batch_size):
         chosen = places[first : first + batch_size]
         windows = [tuple(slice(a, a + t) for a, t in zip(place[1:], tile, strict=True)) for place in chosen]
@@ -84,13 +84,11 @@ def tiled(
         ]
         logits = model(torch.stack(crops))
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        if total is None:
+        if first == 0:  # the model decides how many classes there are
             total = logits.new_zeros(len(images), logits.shape[1], *spatial)
             norm = logits.new_zeros(len(images), *spatial)
             weight = tile_weights(tile, logits)
         for place, window, answer in zip(chosen, windows, logits, strict=True):
             total[place[0]][(slice(None), *window)] += answer * weight
             norm[place[0]][window] += weight
-    assert total is not None
-    assert norm is not None
     return total / norm[:, None]

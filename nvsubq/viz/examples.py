@@ -60,12 +60,14 @@ def example_grid(
     if np.ndim(images) not in (3, 4, 5):
         raise ValueError(f"`images` (shape {np.shape(images)}) must be [M, C, *spatial], 1-D to 3-D.")
     rows = max(1, -(-count // columns))
-    gap, caption = 14, 48
+    gap = 14
     cell = (width - gap * (columns - 1)) / columns
+    characters = int(cell / 7.9)
+    two_lines = any(len(f"{t} as {p}") > characters for t, p in zip(true, predicted, strict=True) if t != p)
+    caption = 62 if two_lines else 48
     tall = cell * _aspect(images)
     height = rows * (tall + caption)
     figure = new_figure(width, height)
-    characters = int(cell / 7.2)
     for i in range(count):
         row, column = divmod(i, columns)
         x, top = column * (cell + gap), row * (tall + caption)
@@ -73,9 +75,14 @@ def example_grid(
         bare(axes)
         _draw(axes, images[i])
         wrong = true[i] != predicted[i]
-        first = shorten(f"{true[i]} as {predicted[i]}" if wrong else f"{true[i]}", characters)
-        _under(figure, x / width, 1 - (top + tall + 6) / height, first, VERMILLION if wrong else BLUE, "bold")
-        _under(figure, x / width, 1 - (top + tall + 20) / height, f"{confidence[i]:.1%}", QUIET, "normal")
+        colour = VERMILLION if wrong else BLUE
+        if two_lines:
+            lines = [shorten(true[i], characters), shorten(f"as {predicted[i]}", characters) if wrong else ""]
+        else:
+            lines = [f"{true[i]} as {predicted[i]}" if wrong else shorten(true[i], characters)]
+        marked = [(line, colour, "bold") for line in lines if line]
+        for number, look in enumerate([*marked, (f"{confidence[i]:.1%}", QUIET, "normal")]):
+            _under(figure, x / width, 1 - (top + tall + 6 + 14 * number) / height, *look)
     return figure
 
 

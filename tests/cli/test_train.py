@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +235,40 @@ def test_help_names_the_commands(capsys):
     out = capsys.readouterr().out
     assert "nvsubq train core=s5 core.d_state=32" in out
     assert "core: attention, mamba, mamba2, rglru, s5" in out
+
+
+def test_interrupt_keeps_the_last_epoch_and_says_how_to_go_on(train, here, monkeypatch, capsys):
+    from nvsubq.training.callbacks import EpochFigures
+
+    def interrupt(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(EpochFigures, "on_train_epoch_start", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert train("hydra.run.dir=runs/a") == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    captured = capsys.readouterr()
+    assert captured.err == "stopped\n"
+    command = captured.out.rpartition("to go on from the last epoch: nvsubq ")[2].split()
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert main([*command, "hydra.run.dir=runs/b"]) == 0
+    assert [row["epoch"] for row in rows_of(here / "runs/b")] == ["0", "1"]
+
+
+def test_report_is_written_at_the_end(train, here, capsys):
+    assert train("report=true", "trainer.fast_dev_run=true", "hydra.run.dir=runs/a") == 0
+    assert "report: runs/a/report.html" in capsys.readouterr().out
+    assert (here / "runs/a/report.html").stat().st_size > 10_000
+
+
+def test_report_without_metrics_csv(train, here):
+    assert train("report=true", "logger=none", "trainer.fast_dev_run=true", "hydra.run.dir=runs/a") == 0
+
+
+def test_flags_may_stand_anywhere(train, here):
+    assert train("seed=0,1", "-m", "trainer.fast_dev_run=true", "test_with=null") == 0
+    assert len(list((here / "runs").rglob("resolved.yaml"))) >= 2

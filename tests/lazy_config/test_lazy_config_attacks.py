@@ -132,7 +132,7 @@ def test_inherited_classmethod_counts_where_it_was_written(monkeypatch: pytest.M
     "path",
     ["nvsubq.lazy_config.allow_targets",
      "nvsubq.lazy_config.LazyConfig", "nvsubq.lazy_config.instantiate",
-     "nvsubq.lazy_config.create", "nvsubq.lazy_config.targets.allow", "nvsubq.lazy_config.targets.allow",
+     "nvsubq.lazy_config.create", "nvsubq.lazy_config.targets.allow",
      "nvsubq.allow_targets", "nvsubq.LazyConfig", "nvsubq.as_factory", "nvsubq.ConfigError",
      "nvsubq.compat.nvsubquadratic.LazyConfig", "nvsubq.nd.factory.as_factory",
      "nvsubq.lazy_config.os.system"],

@@ -16,7 +16,10 @@ EXPERIMENTS = sorted(file.stem for file in (config_dir() / "experiment").glob("*
 CORES = sorted(file.stem for file in (config_dir() / "core").glob("*.yaml"))
 # One step of the whole recipe, but not of the whole test set.
 ONE_STEP = ["trainer.fast_dev_run=true", "threads=1", "baselines=false", "report=false"]
-LIGHT = {"mni152": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"]}
+LIGHT = {
+    "mnist": ["data.batch_size=8", "data.eval_batch_size=8"],
+    "mni152": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
+}
 
 
 def composed(*overrides: str):

@@ -11,11 +11,11 @@ from nvsubq.ops.numerics import (
     accumulation_dtype,
     bounded_sqrt,
     complex_of,
-    expm1_over,
     one_minus_square,
     to_accumulate,
 )
 from nvsubq.ops.portable.blockwise import blockwise
+from nvsubq.ops.portable.expm1 import expm1_over
 from nvsubq.ops.portable.recurrence import Tiling, diagonal_recurrence, first_cell, tile_elements
 from nvsubq.ops.portable.walking import gather, masks, plan, widen
 

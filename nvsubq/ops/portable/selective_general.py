@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvsubq.ops.numerics import expm1_over, to_accumulate
+from nvsubq.ops.numerics import to_accumulate
 from nvsubq.ops.portable.blockwise import blockwise
+from nvsubq.ops.portable.expm1 import expm1_over
 from nvsubq.ops.portable.recurrence import Tiling, diagonal_recurrence, tile_elements
 
 
