@@ -1,7 +1,7 @@
 """N-dimensional mixers from linear-recurrent cores.
 
-A lazy config builds a 1-D recurrent core, an N-dimensional wrapper walks an image or a volume with it. The names
-below are resolved on first use (PEP 562), so that ``import nvsubq.lazy_config`` needs no torch.
+A lazy config builds a 1-D recurrent core, an N-dimensional wrapper walks an image or a volume with it. Names
+resolve on first use (PEP 562), so that ``import nvsubq.lazy_config`` needs no torch.
 """
 
 from __future__ import annotations

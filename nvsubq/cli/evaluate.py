@@ -57,10 +57,17 @@ def run(args: argparse.Namespace) -> int:
     loaded = open_run(args.run, args.checkpoint, args.overrides)
     started = time.perf_counter()
     metrics = _measure(loaded, args.split, console)
+    limit = _limits(loaded.config.trainer)[f"limit_{args.split}_batches"]
+    if not metrics:
+        raise ValueError(
+            f"nothing was scored: `trainer.limit_{args.split}_batches` (={limit}) leaves no batch; "
+            f"add trainer.limit_{args.split}_batches=null."
+        )
     seconds = time.perf_counter() - started
     size = len(loaded.datamodule.dataset(args.split))
     show(console, f"run         {args.run}\ncheckpoint  {loaded.checkpoint}")
-    show(console, f"data        {loaded.datamodule.name}, {args.split} split, {size:,} items")
+    share = "" if limit is None else f", limited by trainer.limit_{args.split}_batches={limit}"
+    show(console, f"data        {loaded.datamodule.name}, {args.split} split, {size:,} items{share}")
     show(console, f"time        {duration(seconds)}\n")
     baselines = _baselines(record, loaded, args) if args.split == "test" else {}
     stored, label = _stored(record, args)
@@ -103,6 +110,13 @@ def _measure(loaded: LoadedRun, split: str, console: Any) -> dict[str, float]:
     return {name.removeprefix(f"{split}/"): float(value) for name, value in trainer.callback_metrics.items()}
 
 
+def _limits(settings: Any) -> dict[str, Any]:
+    """How many batches the run itself scored: a share, a number, or None for all."""
+    fast = settings.get("fast_dev_run", False)
+    names = ("limit_test_batches", "limit_val_batches")
+    return {name: int(fast) if fast else settings.get(name) for name in names}
+
+
 def _trainer_options(settings: Any, console: Any) -> dict[str, Any]:
     """The run's own, on one device; where its GPU is missing, the CPU in fp32."""
     import torch
@@ -111,11 +125,7 @@ def _trainer_options(settings: Any, console: Any) -> dict[str, Any]:
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         console.print("There is no GPU here: evaluated on the CPU in fp32; last digits may differ.")
         accelerator, precision = "cpu", "32-true"
-    fast = settings.get("fast_dev_run", False)
-    limits = {
-        key: int(fast) if fast else settings.get(key) for key in ("limit_test_batches", "limit_val_batches")
-    }
-    return limits | {
+    return _limits(settings) | {
         "accelerator": accelerator,
         "devices": 1,
         "precision": precision,
@@ -248,7 +258,7 @@ def _figures(record: Record, loaded: LoadedRun) -> dict[str, Any]:
         "core_name": core_name(config),
         "seed": config.get("seed"),
         "epochs": len(record.rows),
-        "steps": int(last["step"]) if last.get("step") else None,
+        "steps": int(last.get("step") or 0) or None,
         "best_epoch": None,
         "stopped_early": False,
         "interrupted": True,

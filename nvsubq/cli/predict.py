@@ -94,8 +94,8 @@ def _classify(loaded: LoadedRun, files: Sequence[Path], out: Path) -> None:
             best = max(range(len(row)), key=row.__getitem__)
             rows.append([str(file), task.class_names[best], *row])
     header = ["file", "predicted", *(f"probability_{name}" for name in task.class_names)]
-    with staged(out) as stage, (stage / TABLE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+    with staged(out) as stage, (stage / TABLE).open("w", newline="", encoding="utf-8") as table:
+        writer = csv.writer(table, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([*row[:2], *(f"{p:.6f}" for p in row[2:])] for row in rows)
     width = max(len(row[0]) for row in rows[:SHOWN])

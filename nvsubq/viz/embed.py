@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -27,7 +28,7 @@ def png_uri(figure: Figure, *, scale: float = 2.0) -> str:
     return _uri(figure, "png", "image/png", {"Software": None}, dpi=PIXELS_PER_INCH * scale)
 
 
-def _uri(figure: Figure, kind: str, media: str, metadata: dict, **options: float) -> str:
+def _uri(figure: Figure, kind: str, media: str, metadata: dict, **options: Any) -> str:
     buffer = io.BytesIO()
     with styled(), warnings.catch_warnings():
         # A class name in a script that the font lacks shows boxes; the tables beside have it right.

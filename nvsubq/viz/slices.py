@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,7 +37,9 @@ ENDS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
 def best_cut(label: np.ndarray, scored: Sequence[int]) -> tuple[int, ...]:
-    """For each axis the slice with the most cells of scored classes; the middle one where there are none.
+    """For each axis the slice that shows most of the scored classes; the middle one where there are none.
+
+    Classes count alike, however large they are: between the halves of a brain lies no white matter.
 
     Example:
         >>> label = np.zeros((4, 5, 6), dtype=int)
@@ -44,13 +47,16 @@ def best_cut(label: np.ndarray, scored: Sequence[int]) -> tuple[int, ...]:
         >>> best_cut(label, [2])
         (1, 2, 3)
     """
-    found = np.isin(label, list(scored))
     place = []
     for axis, size in enumerate(label.shape):
-        counts = found.sum(tuple(a for a in range(label.ndim) if a != axis))
-        # Of slices that are nearly as full the one nearest the middle is taken: the fullest may be an edge.
-        full = np.flatnonzero(counts >= 0.85 * counts.max())
-        place.append(int(full[np.abs(full - size // 2).argmin()]))
+        others = tuple(a for a in range(label.ndim) if a != axis)
+        shown = np.zeros(size)
+        for number in scored:
+            counts = (label == number).sum(others)
+            shown += counts / max(counts.max(), 1)
+        # Of slices that show nearly as much the one nearest the middle is taken: the best may be an edge.
+        good = np.flatnonzero(shown >= 0.85 * shown.max())
+        place.append(int(good[np.abs(good - size // 2).argmin()]))
     return tuple(place)
 
 
@@ -166,7 +172,7 @@ def _volume(
 
 
 def _name_ends(axes: Axes, plane: Plane) -> None:
-    look = {
+    look: dict[str, Any] = {
         "transform": axes.transAxes,
         "color": "white",
         "fontsize": 8,

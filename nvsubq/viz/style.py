@@ -28,7 +28,7 @@ LINES = (BLUE, VERMILLION, GREEN, PURPLE)
 REGIONS = (SKY, ORANGE, GREEN, PURPLE, YELLOW, BLUE, VERMILLION)
 BACKGROUND, UNSCORED = "#14181d", "#59626c"
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "text.color": INK,

@@ -70,6 +70,13 @@ def test_validation(finished_digits_run: Path, which: str, capsys: pytest.Captur
     assert "nearest neighbours" not in out
 
 
+def test_limits_of_the_run_act(finished_digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(finished_digits_run), "trainer.limit_test_batches=1"]) == 0
+    assert "test split, 269 items, limited by trainer.limit_test_batches=1" in capsys.readouterr().out
+    text = refused(capsys, finished_digits_run, "trainer.limit_test_batches=0")
+    assert "nothing was scored: `trainer.limit_test_batches` (=0) leaves no batch; add trainer" in text
+
+
 def test_checkpoint_by_its_path(finished_digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = finished_digits_run / "checkpoints" / "last.ckpt"
     assert main(["evaluate", str(finished_digits_run), "--checkpoint", str(file)]) == 0

@@ -7,7 +7,11 @@ import torch
 from cases import CASES, Case, cases, check
 
 # One case per op and option is run in the other dtypes too; all cases run in fp64.
-CHOSEN = [c for c in cases() if c.name in ("all", "seq_idx-order-reverse", "reverse", "L1", "L63", "L65", "zoh", "N64", "complex")]
+CHOSEN = [
+    c
+    for c in cases()
+    if c.name in ("all", "seq_idx-order-reverse", "reverse", "L1", "L63", "L65", "zoh", "N64", "complex")
+]
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)

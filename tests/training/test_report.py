@@ -156,6 +156,13 @@ def test_run_that_was_not_tested(digits_run: Path) -> None:
     assert "validation, last epoch" in html
 
 
+def test_part_of_the_test_split(digits_run: Path) -> None:
+    assert "test items were scored" not in written(digits_run)
+    data = json.loads((digits_run / "metrics.json").read_text())["data"]
+    edit(digits_run, data=data | {"sizes": {"train": 1259, "val": 269, "test": 1000}})
+    assert "Only 269 of 1,000 test items were scored." in written(digits_run)
+
+
 def test_metrics_that_are_not_finite(digits_run: Path) -> None:
     edit(digits_run, metrics={"test/accuracy": None, "test/loss": None, "val/loss": None})
     written(digits_run)

@@ -107,6 +107,15 @@ def test_slices_are_the_right_way_up() -> None:
         assert (picture == 2).sum() == 1
 
 
+def test_the_cut_shows_every_scored_class() -> None:
+    """The small class decides, and an edge is left for a slice that shows nearly as much."""
+    label = np.ones((20, 9, 9), dtype=int)
+    label[3:6, 4, 4] = 2
+    assert viz.best_cut(label, [1, 2])[0] == 5
+    assert viz.best_cut(label, [1]) == (10, 4, 4)
+    assert viz.best_cut(np.zeros((4, 6, 8), dtype=int), [1]) == (2, 3, 4)
+
+
 def test_slices_have_the_aspect_of_the_voxels_and_named_ends() -> None:
     volume = np.ones((10, 20, 30))
     figure = viz.slices(

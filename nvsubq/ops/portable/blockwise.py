@@ -1,13 +1,14 @@
 """Any block function carried along the sequence, with memory for one block only.
 
-The forward keeps the states between blocks; the backward runs each block again under autograd, from the last to the
-first, and hands the gradient of the entering state on to the block before.
+The forward keeps the states between blocks; the backward runs each block again under autograd, from the last
+to the first, and hands the gradient of the entering state on to the block before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ BlockFunction = Callable[
 
 @dataclass(frozen=True)
 class _Run:
-    """How to run: the function, the cut, how many of the tensors are over cells, whether the final state is wanted."""
+    """How to run: the function, the cut, how many tensors are over cells, whether to give the final state."""
 
     function: BlockFunction
     tiling: Tiling
@@ -41,9 +42,9 @@ class _Blockwise(torch.autograd.Function):
     def forward(ctx, run: _Run, state: Tensor | None, *tensors: Tensor | None):  # type: ignore[override]
         over_cells, shared = list(tensors[: run.over_cells]), list(tensors[run.over_cells :])
         tiling = run.tiling
-        borders: list[Tensor | None] = [None] * (tiling.blocks + 1)  # entering states; the last one is the final state
+        borders: list[Any] = [None] * (tiling.blocks + 1)  # entering states; the last one is the final state
         borders[0] = state
-        outputs = None
+        outputs: Any = None
         for rows in tiling.row_tiles():
             for k, block in enumerate(tiling.cell_blocks()):
                 entering = _rows(borders[k], rows)
@@ -62,17 +63,19 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_outputs: Tensor, d_final: Tensor | None):  # type: ignore[override]
+    def backward(ctx, d_outputs: Tensor, d_final: Any):  # type: ignore[override]
         run, tiling = ctx.run, ctx.run.tiling
         borders, tensors = ctx.saved_tensors[: tiling.blocks], ctx.saved_tensors[tiling.blocks :]
         n = run.over_cells
         needed = ctx.needs_input_grad[2:]
         d_cells = [_empty(t) if wanted else None for t, wanted in zip(tensors[:n], needed[:n], strict=True)]
-        d_shared = [torch.zeros_like(t) if wanted else None for t, wanted in zip(tensors[n:], needed[n:], strict=True)]
+        d_shared = [
+            torch.zeros_like(t) if wanted else None for t, wanted in zip(tensors[n:], needed[n:], strict=True)
+        ]
         d_state = None if borders[0] is None else _empty(borders[0])
         blocks = list(enumerate(tiling.cell_blocks()))
         for rows in tiling.row_tiles():
-            arriving = d_final[rows] if run.final else None
+            arriving: Any = d_final[rows] if run.final else None
             for k, block in reversed(blocks):
                 cut = [_leaf(_cut(t, rows, block), w) for t, w in zip(tensors[:n], needed[:n], strict=True)]
                 shared = [_leaf(t, w) for t, w in zip(tensors[n:], needed[n:], strict=True)]
@@ -126,8 +129,8 @@ def blockwise(
     """Run `function` block by block along the cells; differentiable once, without keeping what it computes.
 
     Args:
-        function: maps the cuts of `over_cells`, `shared`, the entering state and whether the leaving state is wanted
-            to outputs and the leaving state.
+        function: maps the cuts of `over_cells`, `shared`, the entering state and whether the leaving state is
+            wanted to outputs and the leaving state.
         tiling: the cut; the batch and length are its own.
         state: the state `[B, ...]` that enters the first block; None where there is none.
         over_cells: tensors `[B, L, ...]` that are cut, None where absent.

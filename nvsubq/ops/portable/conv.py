@@ -1,4 +1,4 @@
-"""`causal_conv1d` of the portable backend: K shifted multiply-adds, tile by tile, with a backward written out by hand."""
+"""`causal_conv1d` of the portable backend: K shifted multiply-adds, tile by tile, both passes by hand."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.autograd.function import once_differentiable
 
 from nvsubq.ops.numerics import accumulation_dtype, to_accumulate
 from nvsubq.ops.portable.recurrence import Tiling, tile_elements
-from nvsubq.ops.portable.walking import gather, plan, widen
+from nvsubq.ops.portable.walking import plan, widen
 from nvsubq.ops.walks import Walk
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How to run: activation, distance between taps, direction, cut over the outputs, inputs before the first output."""
+    """Activation, distance of taps, direction, cut over the outputs, inputs before the first output."""
 
     silu: bool
     dilation: int
@@ -30,7 +30,9 @@ class _Plan:
         """Outputs (relative to the block) and inputs that a tap `lag` steps back connects."""
         if self.reverse:
             stop = min(cells.stop, self.tiling.length - lag)
-            return slice(0, max(0, stop - cells.start)), slice(cells.start + lag, max(stop, cells.start) + lag)
+            return slice(0, max(0, stop - cells.start)), slice(
+                cells.start + lag, max(stop, cells.start) + lag
+            )
         start = max(cells.start, lag - self.before)
         shift = self.before - lag
         start = min(start, cells.stop)
@@ -38,7 +40,7 @@ class _Plan:
 
 
 class _Conv(torch.autograd.Function):
-    """x `[B, W + L, D]`, taps `[K, D]` oldest first, bias `[D]`, one mask `[B, L, 1 or D]` per tap or none."""
+    """x `[B, W + L, D]`, taps `[K, D]` oldest first, bias `[D]`, a mask `[B, L, 1 or D]` per tap or none."""
 
     @staticmethod
     def forward(ctx, plan: _Plan, x: Tensor, taps: Tensor, bias: Tensor | None, *masks: Tensor):  # type: ignore[override]
@@ -75,7 +77,9 @@ class _Conv(torch.autograd.Function):
         return None, d_x.to(x.dtype), d_taps, d_bias, *[None] * len(masks)
 
 
-def _sum_of_taps(plan: _Plan, x: Tensor, taps: Tensor, bias: Tensor | None, masks, rows: slice, cells: slice) -> Tensor:
+def _sum_of_taps(
+    plan: _Plan, x: Tensor, taps: Tensor, bias: Tensor | None, masks, rows: slice, cells: slice
+) -> Tensor:
     newest = x[rows, plan.source(cells, 0)[1]].to(taps.dtype)
     out = newest * taps[-1] if bias is None else torch.addcmul(bias, newest, taps[-1])
     for k in range(len(taps) - 1):
@@ -104,7 +108,7 @@ def causal_conv1d(
     dtype = accumulation_dtype(x, weight, bias, initial_state)
     plain = initial_state is None and not return_final_state
     walk, backwards = plan(length, order, reverse, seq_idx, x.device, both_ways=plain)
-    (walked,) = gather(walk, x)
+    walked = x if walk is None else walk.gather(x)
     window, before = walked, 0
     if initial_state is not None:
         window = torch.cat([initial_state.transpose(1, 2).to(dtype), walked.to(dtype)], 1)
@@ -124,11 +128,15 @@ def causal_conv1d(
     return y, _last_inputs(walk, window, before, kept).to(final_dtype)
 
 
-def _tap_masks(walk: Walk | None, taps: int, dilation: int, before: int, width: int, dtype: torch.dtype) -> list[Tensor]:
-    """For each tap, oldest first: 1 where it stays in the sequence of its output. None are needed without sequences."""
+def _tap_masks(
+    walk: Walk | None, taps: int, dilation: int, before: int, width: int, dtype: torch.dtype
+) -> list[Tensor]:
+    """For each tap, oldest first: 1 where it stays in the sequence of its output. None without sequences."""
     if walk is None or walk.segment is None:
         return []
-    number = F.pad(walk.segment, (0, 0, before, 0))  # what came before belongs to the first sequence, number 0
+    number = F.pad(
+        walk.segment, (0, 0, before, 0)
+    )  # what came before belongs to the first sequence, number 0
     length = walk.length
     masks = []
     for k in range(taps):
@@ -143,14 +151,16 @@ def _tap_masks(walk: Walk | None, taps: int, dilation: int, before: int, width: 
 
 
 def _last_inputs(walk: Walk | None, window: Tensor, before: int, kept: int) -> Tensor:
-    """The last `kept` inputs of the sequence that the walk ends in, newest last: `[B, D, kept]`; 0 where it had fewer."""
+    """The last `kept` inputs of the sequence that the walk ends in: `[B, D, kept]`, 0 where it had fewer."""
     batch, total, width = window.shape
     if walk is None or walk.segment is None:
         tail = window[:, max(0, total - kept) :].transpose(1, 2)
         return F.pad(tail, (kept - tail.shape[2], 0))
     device = window.device
     count = torch.full((batch,), walk.length, device=device) if walk.count is None else walk.count
-    at = (before + count)[:, None] - kept + torch.arange(kept, device=device)  # (B, kept), positions in the window
+    at = (
+        (before + count)[:, None] - kept + torch.arange(kept, device=device)
+    )  # (B, kept), positions in the window
     inside = at >= 0
     at = at.clamp(min=0)
     number = F.pad(walk.segment, (0, 0, before, 0))  # (B, W + L, S)

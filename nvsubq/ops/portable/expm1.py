@@ -1,4 +1,4 @@
-"""(exp(z) - 1)/z with one saved tensor and a backward written out: the input coefficient of a zero-order hold."""
+"""(exp(z) - 1)/z with a backward written out by hand: the input coefficient of a zero-order hold."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ class _Expm1Over(torch.autograd.Function):
 
 
 def expm1_over(z: Tensor) -> Tensor:
-    """Compute (exp(z) - 1)/z, real or complex, with value 1 and derivative 1/2 at z = 0; differentiable once."""
+    """Compute (exp(z) - 1)/z, real or complex, 1 with derivative 1/2 at z = 0; differentiable once."""
     return _Expm1Over.apply(z)

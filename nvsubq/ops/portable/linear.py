@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +11,9 @@ from torch import Tensor
 from nvsubq.ops.numerics import (
     accumulation_dtype,
     bounded_sqrt,
+    cast,
     complex_of,
     one_minus_square,
-    to_accumulate,
 )
 from nvsubq.ops.portable.blockwise import blockwise
 from nvsubq.ops.portable.expm1 import expm1_over
@@ -38,7 +39,7 @@ def linear_scan(
     if a.is_complex() or b.is_complex():
         dtype = complex_of(dtype)
     out_dtype = complex_of(b.dtype) if a.is_complex() and not b.is_complex() else b.dtype
-    state = None if initial_state is None else initial_state.to(dtype)
+    state: Any = None if initial_state is None else initial_state.to(dtype)
     direct = dt is None and input_scale == "none"
     walk, backwards = plan(b.shape[1], order, reverse, seq_idx, b.device, both_ways=direct)
     keep, present = masks(walk, dtype)
@@ -73,7 +74,9 @@ def _masked(decay: Tensor, b: Tensor, keep: Tensor | None, present: Tensor | Non
     return decay, b
 
 
-def _scaled(a, b, dt, discretization, input_scale, state, keep, present, dtype) -> tuple[Tensor, Tensor]:
+def _scaled(
+    a, b, dt, discretization, input_scale, state, keep, present, dtype
+) -> tuple[Tensor, Tensor | None]:
     def block(over_cells: list, shared: list, state: Tensor | None, leaves: bool) -> tuple[Tensor, Tensor]:
         del leaves
         a, b, dt, keep, present = over_cells
@@ -84,7 +87,7 @@ def _scaled(a, b, dt, discretization, input_scale, state, keep, present, dtype) 
         return h, h[:, -1]
 
     real = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
-    a, b, dt = (to_accumulate(t, real) for t in (a, b, dt))
+    a, b, dt = cast(real, a, b, dt)
     dt = dt.unsqueeze(-1) if dt is not None and dt.dim() == 2 else dt
     over_cells, shared = ([None], [a]) if a.dim() == 1 else ([a], [None])
     tiling = Tiling.plan(b.shape[0], b.shape[1], b.shape[2], tile_elements(b.device) // 2)

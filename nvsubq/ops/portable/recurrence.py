@@ -1,22 +1,23 @@
-"""The engine of the scans: h_t = a_t h_{t-1} + b_t over a block of cells, in a logarithmic number of tensor operations.
+"""The engine of the scans: h_t = a_t h_{t-1} + b_t over a block of cells, without a loop over them.
 
-A binary tree over the cells: runs of 2, 4, 8, ... cells are merged (the state at the end of a run from the states at the
-ends of its halves), then the cells in between are filled in from the largest run down. That is one pass over the
-decays and two over the states, needs no padding, and never divides by a decay. Its adjoint walks the same tree
-backwards with the same products.
+A binary tree: runs of 2, 4, 8, ... cells are merged (the state at the end of a run from those at the ends of
+its halves), then the cells in between are filled in from the largest run down. That is one pass over the
+decays and two over the states in a logarithmic number of operations; it needs no padding and never divides by
+a decay. Its adjoint walks the same tree backwards with the same products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Elements of one temporary: a few megabytes, so that the handful in use stay in a CPU's caches. Other devices need
-# more work per launch and have more memory.
+# Elements of one temporary: a few megabytes, so that the handful in use stay in a CPU's caches. Other devices
+# need more work per launch and have more memory.
 _CPU_TILE = 1 << 20
 _DEVICE_TILE = 1 << 24
 
@@ -42,7 +43,7 @@ class Tiling:
 
     @classmethod
     def plan(cls, batch: int, length: int, width: int, elements: int, least: int = 16) -> Tiling:
-        """Cut so that rows x cells x width comes to about `elements`, with at least `least` cells in a block."""
+        """Cut so that rows x cells x width is about `elements`, with at least `least` cells in a block."""
         blocks = max(1, min(-(-length * width // elements), length // least))
         cells = max(1, -(-length // blocks))
         return cls(batch, length, even_part(batch, elements // (cells * width)), cells)
@@ -218,7 +219,7 @@ class _Recurrence(torch.autograd.Function):
                 else:
                     torch.mul(block, before, out=d_a[rows, cells])
             if d_state is not None:
-                d_state[rows] = carry
+                d_state[rows] = cast(Tensor, carry)
         if grad.is_complex():
             g, d_a = g.conj().resolve_conj(), d_a.conj().resolve_conj()
             d_state = None if d_state is None else d_state.conj().resolve_conj()

@@ -1,4 +1,4 @@
-"""`rglru_scan` of the portable backend: gates, decay and normaliser are made block by block around the recurrence."""
+"""`rglru_scan` of the portable backend: gates, decay and normaliser are made block by block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvsubq.ops.numerics import accumulation_dtype, bounded_sqrt, one_minus_square, to_accumulate
+from nvsubq.ops.numerics import accumulation_dtype, bounded_sqrt, cast, one_minus_square
 from nvsubq.ops.portable.blockwise import blockwise
 from nvsubq.ops.portable.recurrence import Tiling, diagonal_recurrence, tile_elements
 from nvsubq.ops.portable.walking import gather, masks, plan, widen
@@ -23,9 +23,11 @@ class _Block:
     gelu: str
     dtype: torch.dtype
 
-    def __call__(self, over_cells: list, shared: list, state: Tensor | None, leaves: bool) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, over_cells: list, shared: list, state: Tensor | None, leaves: bool
+    ) -> tuple[Tensor, Tensor]:
         del leaves
-        x, r, i, gate, keep, present, fresh = (to_accumulate(t, self.dtype) for t in over_cells)
+        x, r, i, gate, keep, present, fresh = cast(self.dtype, *over_cells)
         log_rate, r_bias, i_bias = shared
         r = r if r_bias is None else r + r_bias
         i = i if i_bias is None else i + i_bias
@@ -64,7 +66,7 @@ def rglru_scan(
     """Backend of `nvsubq.ops.rglru_scan`, with its arguments."""
     batch, length, width = x.shape
     dtype = accumulation_dtype(x, r, i, a_log, gate, r_bias, i_bias, initial_state)
-    a_log, r_bias, i_bias, state = (to_accumulate(t, dtype) for t in (a_log, r_bias, i_bias, initial_state))
+    a_log, r_bias, i_bias, state = cast(dtype, a_log, r_bias, i_bias, initial_state)
     walk, _ = plan(length, order, reverse, seq_idx, x.device, both_ways=False)
     keep, present = masks(walk, dtype)
     keep = None if keep is None else widen(keep, width)
@@ -83,7 +85,7 @@ def rglru_scan(
         final=return_final_state,
     )
     y = (y if walk is None else walk.scatter(y)).to(x.dtype)
-    return (y, final) if return_final_state else y
+    return y if final is None else (y, final)
 
 
 def _or_zeros(state: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nvsubq.ops.numerics import accumulation_dtype, to_accumulate
+from nvsubq.ops.numerics import accumulation_dtype, cast
 from nvsubq.ops.portable.recurrence import Tiling, tile_elements
-from nvsubq.ops.portable.selective_fast import FastScan, Options
+from nvsubq.ops.portable.selective_fast import FastScan
 from nvsubq.ops.portable.selective_general import general_scan
+from nvsubq.ops.portable.selective_tensors import Tensors
+from nvsubq.ops.portable.selective_tile import Options
 from nvsubq.ops.portable.walking import gather, masks, plan
 from nvsubq.ops.walks import Walk
 
@@ -37,47 +40,40 @@ def selective_scan(
     reverse: bool | Sequence[bool] = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Backend of `nvsubq.ops.selective_scan`, with its arguments."""
-    batch, length, width = u.shape
-    dtype = accumulation_dtype(u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, decay_gate, initial_state)
-    A, D, delta_bias, state = (to_accumulate(t, dtype) for t in (A, D, delta_bias, initial_state))
+    over_cells = (u, delta, B, C, z, delta_a, timesteps, decay_gate)
+    dtype = accumulation_dtype(*over_cells, A, D, delta_bias, initial_state)
+    A, D, delta_bias, state = cast(dtype, A, D, delta_bias, initial_state)
     exponential = discretization in ("mamba", "dirac") and not A.is_complex() and decay_gate is None
     fast = exponential and B.dim() > 2 and C.dim() > 2 and u.numel() > 0
-    walk, backwards = plan(length, order, reverse, seq_idx, u.device, both_ways=fast)
+    walk, backwards = plan(u.shape[1], order, reverse, seq_idx, u.device, both_ways=fast)
     keep, present = masks(walk, dtype)
     x, delta, z = gather(walk, u, delta, z)
     B, C, decay_gate = _grouped(walk, B, C, decay_gate)
     delta_a, timesteps = _decay_step(walk, dtype, delta_a, timesteps)
+    tensors = Tensors(
+        x, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, decay_gate, state, keep, present
+    )
     if fast:
-        y, final = _fast(
-            x, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, state, keep, present,
-            softplus=delta_softplus, scaled_input=discretization == "mamba", reverse=backwards,
-        )  # fmt: skip
+        y, final = _fast(tensors, delta_softplus, discretization == "mamba", backwards)
     else:
-        y, final = general_scan(
-            x, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, decay_gate, state, keep, present,
-            softplus=delta_softplus, discretization=discretization,
-        )  # fmt: skip
+        y, final = general_scan(tensors, delta_softplus, discretization)
     y = (y if walk is None else walk.scatter(y)).to(u.dtype)
     return (y, final) if return_final_state else y
 
 
-def _fast(
-    u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, state, keep, present, *, softplus, scaled_input, reverse
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    batch, length, width = u.shape
-    groups, d_state = B.shape[2:]
+def _fast(tensors: Tensors, softplus: bool, scaled_input: bool, reverse: bool) -> tuple[Tensor, Tensor]:
+    batch, length, width = tensors.u.shape
+    groups, d_state = tensors.B.shape[2:]
+    keep, state = tensors.keep, tensors.state
     if keep is not None and keep.shape[2] > 1:
         keep = keep.repeat_interleave(groups // keep.shape[2], 2)
     if state is not None:
         state = state.unflatten(1, (groups, -1)).transpose(2, 3).contiguous()
-    # Border states cost N/cells of `u`, so the cells of a block grow with N
+    # the states at block borders take N/cells of the bytes of `u`, so the cells of a block grow with N
     least = min(max(16, 2 * d_state), 128)
-    elements = tile_elements(u.device)
-    tiling = Tiling.plan(batch, length, width * d_state, elements, least)
+    tiling = Tiling.plan(batch, length, width * d_state, tile_elements(tensors.u.device), least)
     options = Options(softplus, scaled_input, reverse, tiling)
-    y, final = FastScan.apply(
-        options, u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, state, keep, present
-    )
+    y, final = FastScan.apply(options, *tensors._replace(keep=keep, state=state))
     return y, final.transpose(2, 3).flatten(1, 2)
 
 
@@ -85,7 +81,7 @@ def _decay_step(
     walk: Walk | None, dtype: torch.dtype, delta_a: Tensor | None, timesteps: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """The step of the decay in walk order: `[B, L, D]`, or `[D]` with timesteps `[B, L]`."""
-    delta_a, timesteps = to_accumulate(delta_a, dtype), to_accumulate(timesteps, dtype)
+    delta_a, timesteps = cast(dtype, delta_a, timesteps)
     if walk is None or delta_a is None:
         return delta_a, timesteps
     if timesteps is None:
@@ -96,10 +92,10 @@ def _decay_step(
     return walk.spread(timesteps).repeat_interleave(delta_a.shape[0] // walk.blocks, 2) * delta_a, None
 
 
-def _grouped(walk: Walk | None, *tensors: Tensor | None) -> list[Tensor | None]:
-    """B, C and the gate as `[B, L, G, N]` in walk order, with the same G; one fixed over time stays `[D, N]`."""
+def _grouped(walk: Walk | None, *tensors: Any) -> list[Any]:
+    """B, C and the gate as `[B, L, G, N]` in walk order, with one G; `[D, N]` stays as it is."""
     over_cells = [t is not None and t.dim() > 2 for t in tensors]
     wide = [t.unsqueeze(2) if o and t.dim() == 3 else t for t, o in zip(tensors, over_cells, strict=True)]
     groups = max((t.shape[2] for t, o in zip(wide, over_cells, strict=True) if o), default=1)
     wide = [t.expand(-1, -1, groups, -1) if o else t for t, o in zip(wide, over_cells, strict=True)]
-    return [walk.gather(t) if o and walk is not None else t for t, o in zip(wide, over_cells, strict=True)]
+    return [walk.gather(t) if o and walk else t for t, o in zip(wide, over_cells, strict=True)]

@@ -1,4 +1,4 @@
-"""`ssd_scan` of the portable backend: chunks of cells as masked matrix products, one state passed between chunks."""
+"""`ssd_scan` of the portable backend: chunks as masked matrix products, a state passed between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nvsubq.ops.numerics import accumulation_dtype, to_accumulate
+from nvsubq.ops.numerics import accumulation_dtype, cast
 from nvsubq.ops.portable.blockwise import blockwise
 from nvsubq.ops.portable.recurrence import Tiling, even_part, tile_elements
 from nvsubq.ops.portable.walking import gather, masks, plan
@@ -22,8 +22,8 @@ _CHUNK = 64
 class _Decays(torch.autograd.Function):
     """exp of the sums of `log_decay` `[B, H, T]` over the steps after j up to i: `[B, H, T, T]`, 0 for i < j.
 
-    The running sums are kept in double precision: in fp32 the difference of two of them would lose the small steps
-    that follow a large one. `same` `[B, H, T, T]` is False where i and j belong to different sequences.
+    The running sums are kept in double precision: in fp32 the difference of two of them would lose the small
+    steps that follow a large one. `same` `[B, H, T, T]` is False where i and j belong to different sequences.
     """
 
     @staticmethod
@@ -60,7 +60,7 @@ class _Chunk:
     def __call__(
         self, over_cells: list, shared: list, state: Tensor | None, leaves: bool
     ) -> tuple[Tensor, Tensor | None]:
-        x, dt, B, C, z, keep, present = (to_accumulate(t, self.dtype) for t in over_cells)
+        x, dt, B, C, z, keep, present = cast(self.dtype, *over_cells)
         A, D, dt_bias = shared
         groups = B.shape[2]
         dt = self._step(dt, dt_bias, present)
@@ -92,7 +92,7 @@ class _Chunk:
 
 
 def _sequences(keep: Tensor | None, heads: int) -> tuple[Tensor | None, Tensor | None]:
-    """Which steps share a sequence, `[B, H, T, T]`, and which belong to the one that entered, `[B, H, T, 1]`."""
+    """Which steps share a sequence `[B, H, T, T]`, and which are in the one that entered `[B, H, T, 1]`."""
     if keep is None:
         return None, None
     number = (1 - keep).cumsum(1).transpose(1, 2).repeat_interleave(heads // keep.shape[2], 1)
@@ -100,16 +100,18 @@ def _sequences(keep: Tensor | None, heads: int) -> tuple[Tensor | None, Tensor |
 
 
 def _outer(inputs: Tensor, B: Tensor) -> Tensor:
-    """Sum over steps of x B^T: `[B, H, T, P]` and `[B, G, T, N]` give `[B, H, P, N]`, the heads of a group at once."""
+    """Sum x B^T over steps: `[B, H, T, P]` and `[B, G, T, N]` give `[B, H, P, N]`, a group at once."""
     batch, heads, steps, width = inputs.shape
     groups = B.shape[1]
-    rows = inputs.unflatten(1, (groups, -1)).transpose(3, 4).reshape(batch, groups, -1, steps)  # (B, G, H/G P, T)
+    rows = (
+        inputs.unflatten(1, (groups, -1)).transpose(3, 4).reshape(batch, groups, -1, steps)
+    )  # (B, G, H/G P, T)
     return torch.matmul(rows, B).view(batch, heads, width, -1)
 
 
 def _read(state: Tensor, C: Tensor) -> Tensor:
     """Read the entering state at each step: `[B, H, P, N]` and `[B, G, T, N]` give `[B, H, T, P]`."""
-    batch, heads, width, n = state.shape
+    batch, _, width, n = state.shape
     columns = state.reshape(batch, C.shape[1], -1, n).transpose(2, 3)  # (B, G, N, H/G P)
     read = torch.matmul(C, columns).unflatten(3, (-1, width))  # (B, G, T, H/G, P)
     return read.transpose(2, 3).flatten(1, 2)
@@ -134,10 +136,10 @@ def ssd_scan(
     order: Tensor | None = None,
     reverse: bool | Sequence[bool] = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Backend of `nvsubq.ops.ssd_scan`, with its arguments; `chunk_size` is the number of cells in one product."""
+    """Backend of `nvsubq.ops.ssd_scan`, with its arguments; `chunk_size` is the most cells in one product."""
     batch, length, heads, head_width = x.shape
     dtype = accumulation_dtype(x, dt, A, B, C, D, z, dt_bias, initial_state)
-    A, D, dt_bias, state = (to_accumulate(t, dtype) for t in (A, D, dt_bias, initial_state))
+    A, D, dt_bias, state = cast(dtype, A, D, dt_bias, initial_state)
     D = D[:, None] if D is not None and D.dim() == 1 else D
     walk, _ = plan(length, order, reverse, seq_idx, x.device, both_ways=False)
     keep, present = masks(walk, dtype)
@@ -149,7 +151,9 @@ def ssd_scan(
     cells = -(-length // chunks)
     widest = heads * max(cells * cells, cells * head_width, head_width * B.shape[3])
     tiling = Tiling(batch, length, even_part(batch, tile_elements(x.device) // widest), cells)
-    chunk = _Chunk(dt_softplus, tuple(dt_limit), dtype)
-    y, final = blockwise(chunk, tiling, state, [*over_cells, keep, present], [A, D, dt_bias], final=return_final_state)
+    chunk = _Chunk(dt_softplus, (dt_limit[0], dt_limit[1]), dtype)
+    y, final = blockwise(
+        chunk, tiling, state, [*over_cells, keep, present], [A, D, dt_bias], final=return_final_state
+    )
     y = (y if walk is None else walk.scatter(y)).to(x.dtype)
-    return (y, final) if return_final_state else y
+    return y if final is None else (y, final)

@@ -11,9 +11,9 @@ from torch import Tensor
 from nvsubq.ops.numerics import (
     accumulation_dtype,
     bounded_sqrt,
+    cast,
     expm1_over,
     one_minus_square,
-    to_accumulate,
 )
 from nvsubq.ops.portable.linear import decay_and_scale
 
@@ -39,9 +39,7 @@ def selective_state_update(
     """Backend of `nvsubq.ops.selective_state_update`, with its arguments."""
     given = (u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, decay_gate)
     dtype, out_dtype = accumulation_dtype(*given, state), u.dtype
-    u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, decay_gate = (
-        to_accumulate(t, dtype) for t in given
-    )
+    u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, decay_gate = cast(dtype, *given)
     delta = delta if delta_bias is None else delta + delta_bias
     delta = F.softplus(delta) if delta_softplus else delta
     if timesteps is not None:
@@ -65,8 +63,10 @@ def _discretize(kind: str, delta_a: Tensor, delta: Tensor, A: Tensor) -> tuple[T
     if kind == "bilinear":
         half = delta_a * A / 2
         return (1 + half) / (1 - half), delta / (1 - delta * A / 2)
-    factor = {"mamba": lambda: delta, "dirac": lambda: 1.0}.get(kind, lambda: delta * expm1_over(delta * A))
-    return torch.exp(delta_a * A), factor()
+    decay = torch.exp(delta_a * A)
+    if kind == "dirac":
+        return decay, 1.0
+    return decay, delta if kind == "mamba" else delta * expm1_over(delta * A)
 
 
 def _per_channel(x: Tensor, width: int) -> Tensor:
@@ -87,7 +87,7 @@ def linear_state_update(
     """Backend of `nvsubq.ops.linear_state_update`, with its arguments."""
     dtype = accumulation_dtype(a, b, dt, state)
     out_dtype = b.dtype if b.is_complex() or not a.is_complex() else b.dtype.to_complex()
-    a, b, dt = (to_accumulate(t, dtype) for t in (a, b, dt))
+    a, b, dt = cast(dtype, a, b, dt)
     dt = dt.unsqueeze(-1) if dt is not None and dt.dim() == 1 else dt
     decay, scale = decay_and_scale(a, dt, discretization, input_scale)
     h = decay * state + scale * b
@@ -112,7 +112,7 @@ def rglru_state_update(
     """Backend of `nvsubq.ops.rglru_state_update`, with its arguments."""
     given = (x, r, i, a_log, gate, r_bias, i_bias)
     dtype, out_dtype = accumulation_dtype(*given, state), x.dtype
-    x, r, i, a_log, gate, r_bias, i_bias = (to_accumulate(t, dtype) for t in given)
+    x, r, i, a_log, gate, r_bias, i_bias = cast(dtype, *given)
     r = r if r_bias is None else r + r_bias
     i = i if i_bias is None else i + i_bias
     log_a = c * torch.sigmoid(r) * F.logsigmoid(a_log)
@@ -141,7 +141,7 @@ def ssd_state_update(
     """Backend of `nvsubq.ops.ssd_state_update`, with its arguments."""
     given = (x, dt, A, B, C, D, z, dt_bias)
     dtype, out_dtype = accumulation_dtype(*given, state), x.dtype
-    x, dt, A, B, C, D, z, dt_bias = (to_accumulate(t, dtype) for t in given)
+    x, dt, A, B, C, D, z, dt_bias = cast(dtype, *given)
     dt = dt if dt_bias is None else dt + dt_bias
     dt = (F.softplus(dt) if dt_softplus else dt).clamp(*dt_limit)  # (B, H)
     per_group = x.shape[1] // B.shape[1]

@@ -1,8 +1,9 @@
-"""What the ops share to follow a walk: a plain reversal is left to the scan, anything else becomes a gathered copy."""
+"""Following a walk: a plain reversal is left to the scan, anything else becomes a gathered copy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def plan(
     *,
     both_ways: bool = True,
 ) -> tuple[Walk | None, bool]:
-    """Give the walk to gather by, or None, and whether the scan runs from the end (only if it can go `both_ways`)."""
+    """Give the walk to gather by, or None, and whether the scan runs backwards (if it goes `both_ways`)."""
     if order is None and seq_idx is None and (reverse is False or (reverse is True and both_ways)):
         return None, reverse
     walk = plan_walk(length, order, reverse, seq_idx=seq_idx, device=device)
@@ -27,14 +28,14 @@ def plan(
 
 
 def masks(walk: Walk | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """Give `keep` `[B, L, S]`, 0 where a step starts a sequence, and `present` `[B, L]`, 0 where it visits no cell."""
+    """Give `keep` `[B, L, S]`, 0 where a sequence starts, and `present` `[B, L]`, 0 for no cell."""
     if walk is None or walk.starts is None:
         return None, None
     present = walk.present
     return (~walk.starts).to(dtype), None if present is None else present.to(dtype)
 
 
-def gather(walk: Walk | None, *tensors: Tensor | None) -> list[Tensor | None]:
+def gather(walk: Walk | None, *tensors: Tensor | None) -> list[Any]:
     """Bring tensors `[B, L, D, ...]` from cells to steps."""
     return [t if t is None or walk is None else walk.gather(t) for t in tensors]
 
