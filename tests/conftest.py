@@ -1,4 +1,4 @@
-"""Two tiny finished runs, trained once for all tests that read a run folder."""
+"""Torch in a known state for each test, and two tiny finished runs for all tests that read a run folder."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def _torch_settings() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = fill
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _plain_torch(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread, which small tensors are fastest with (figures take all); settings are put back."""
+    with _torch_settings():
+        if request.node.get_closest_marker("figure") is None:
+            torch.set_num_threads(1)
+        yield
 
 
 def _train(*arguments: str) -> None:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from cli_helpers import SMALL
 
 from nvsubq.cli.main import main
-
-
-@pytest.fixture(autouse=True)
-def _plain_torch() -> Iterator[None]:
-    """What a training sets for the whole process is put back."""
-    threads, fill = torch.get_num_threads(), torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -20,29 +20,41 @@ _CHUNK = 64
 
 
 class _Decays(torch.autograd.Function):
-    """exp of the sums of `log_decay` `[B, H, T]` over the steps after j up to i: `[B, H, T, T]`, 0 for i < j.
+    """Decays over the steps after j up to i, `[B, H, T, T]` (0 for i < j), and from the start, `[B, H, T]`.
 
-    The running sums are kept in double precision: in fp32 the difference of two of them would lose the small
-    steps that follow a large one. `same` `[B, H, T, T]` is False where i and j belong to different sequences.
+    The running sums of `log_decay` `[B, H, T]` are kept in double precision: in fp32 the difference of two of
+    them would lose the small steps after a large one. `same` `[B, H, T, T]` is False where i and j belong to
+    different sequences, which then do not share a bit.
     """
 
     @staticmethod
-    def forward(ctx, log_decay: Tensor, same: Tensor | None) -> Tensor:  # type: ignore[override]
-        sums = log_decay.to(_wide(log_decay)).cumsum(-1)
+    def forward(ctx, log_decay: Tensor, same: Tensor | None):  # type: ignore[override]
+        steps = log_decay.shape[-1]
+        upto = torch.ones(steps, steps, dtype=torch.bool, device=log_decay.device).tril()
+        upto = upto if same is None else upto & same
+        sums = _sums(upto, log_decay)
         decays = (sums.unsqueeze(-1) - sums.unsqueeze(-2)).to(log_decay.dtype)
-        steps = decays.shape[-1]
-        hidden = torch.ones(steps, steps, dtype=torch.bool, device=decays.device).triu(1)
-        decays.masked_fill_(hidden if same is None else hidden | ~same, -math.inf).exp_()
-        ctx.save_for_backward(decays)
-        return decays
+        decays.masked_fill_(~upto, -math.inf).exp_()
+        since_start = sums.exp().to(log_decay.dtype)
+        ctx.save_for_backward(upto, decays, since_start)
+        return decays, since_start
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        (decays,) = ctx.saved_tensors
-        parts = (grad * decays).tril_(-1)  # on the diagonal the sum is empty
-        d_sums = parts.sum(-1, dtype=_wide(grad)) - parts.sum(-2, dtype=_wide(grad))
-        return d_sums.flip(-1).cumsum(-1).flip(-1).to(grad.dtype), None
+    def backward(ctx, d_decays: Tensor, d_since: Tensor):  # type: ignore[override]
+        upto, decays, since_start = ctx.saved_tensors
+        parts = (d_decays * decays).tril_(-1)  # on the diagonal the sum is empty
+        d_sums = parts.sum(-1, dtype=_wide(parts)) - parts.sum(-2, dtype=_wide(parts))
+        d_log = _sums(upto.transpose(-1, -2), d_sums + d_since * since_start)
+        return d_log.to(decays.dtype), None
+
+
+def _sums(which: Tensor, x: Tensor) -> Tensor:
+    """Sum `x` `[B, H, T]` over the steps that `which` names; cumsum is not deterministic on CUDA."""
+    x = x.to(_wide(x))
+    if which.dim() == 2:
+        return x @ which.t().to(x.dtype)
+    return torch.matmul(which.to(x.dtype), x.unsqueeze(-1)).squeeze(-1)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -66,7 +78,7 @@ class _Chunk:
         dt = self._step(dt, dt_bias, present)
         log_decay = (dt * A).transpose(1, 2)  # (B, H, T)
         same, first = _sequences(keep, x.shape[2])
-        decays = _Decays.apply(log_decay, same)  # (B, H, T, T)
+        decays, since_start = _Decays.apply(log_decay, same)  # (B, H, T, T), (B, H, T)
         B, C = (t.transpose(1, 2) for t in (B, C))  # (B, G, T, N)
         inputs = x.transpose(1, 2) * dt.transpose(1, 2).unsqueeze(-1)  # (B, H, T, P)
         scores = torch.matmul(C, B.transpose(2, 3)).unsqueeze(2)  # (B, G, 1, T, T)
@@ -76,8 +88,7 @@ class _Chunk:
         if leaves:
             leaving = _outer(inputs * decays[:, :, -1].unsqueeze(-1), B)
         if state is not None:
-            since_start = log_decay.cumsum(2).exp().unsqueeze(-1)  # (B, H, T, 1)
-            since_start = since_start if first is None else since_start * first
+            since_start = since_start.unsqueeze(-1) if first is None else since_start.unsqueeze(-1) * first
             y = y + _read(state, C) * since_start
             leaving = leaving + since_start[:, :, -1:] * state if leaves else None
         y = y.transpose(1, 2)
@@ -95,7 +106,7 @@ def _sequences(keep: Tensor | None, heads: int) -> tuple[Tensor | None, Tensor |
     """Which steps share a sequence `[B, H, T, T]`, and which are in the one that entered `[B, H, T, 1]`."""
     if keep is None:
         return None, None
-    number = (1 - keep).cumsum(1).transpose(1, 2).repeat_interleave(heads // keep.shape[2], 1)
+    number = (keep == 0).cumsum(1).transpose(1, 2).repeat_interleave(heads // keep.shape[2], 1)
     return number.unsqueeze(-1) == number.unsqueeze(-2), (number == 0).to(keep.dtype).unsqueeze(-1)
 
 

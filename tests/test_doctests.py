@@ -1,0 +1,24 @@
+"""Every example in a docstring runs and prints what it says."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import nvsubq
+
+MODULES = [found.name for found in pkgutil.walk_packages(nvsubq.__path__, "nvsubq.")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where an example may write
+    outcome = doctest.testmod(importlib.import_module(name))
+    assert outcome.failed == 0, f"{outcome.failed} of {outcome.attempted} examples of {name} fail, see above"
+
+
+def test_examples_are_found() -> None:
+    assert {"nvsubq.nd.mixer", "nvsubq.cores.mamba", "nvsubq.cli.main"} <= set(MODULES)
