@@ -97,7 +97,7 @@ def test_imports_point_downwards(room: str) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_holds_configs_and_works_from_any_folder(tmp_path: Path) -> None:
+def test_wheel_holds_the_package_and_its_configs(tmp_path: Path) -> None:
     built = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)],
         capture_output=True, text=True, check=False,
@@ -107,21 +107,7 @@ def test_wheel_holds_configs_and_works_from_any_folder(tmp_path: Path) -> None:
     assert "-py3-none-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        archive.extractall(tmp_path / "site")
     configs = {f"nvsubq/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")}
-    assert "nvsubq/configs/train.yaml" in configs
+    assert {"nvsubq/configs/train.yaml", "nvsubq/training/report.html.jinja"} <= names
     assert configs <= names
     assert not [n for n in names if n.startswith(("tests/", "scripts/", "shared/"))]
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    shown = subprocess.run(
-        [sys.executable, "-c",
-         "import nvsubq.cli.main as m; import sys; print(m.__file__); sys.exit(m.main())",
-         "train", "core=s5", "--cfg", "job"],
-        capture_output=True, text=True, cwd=elsewhere, check=False,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-    )  # fmt: skip
-    assert shown.returncode == 0, shown.stderr
-    assert str(tmp_path / "site") in shown.stdout
-    assert "_target_: nvsubq.cores.S5" in shown.stdout
-    assert not list(elsewhere.iterdir())

@@ -1,0 +1,77 @@
+"""What training promises on two CPU cores: accuracy and Dice within minutes, the same bits for the same seed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.figure, pytest.mark.timeout(3600)]
+
+
+def train(folder: Path, *overrides: str) -> dict:
+    """The metrics.json of one run through the command line, in a process of its own."""
+    command = [sys.executable, "-c", "from nvsubq.cli.main import main; raise SystemExit(main())", "train"]
+    done = subprocess.run(
+        [*command, f"paths.runs={folder}", *overrides], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "latest" / "metrics.json").read_text())
+
+
+def show(what: str, required: str, measured: str) -> None:
+    print(f"\n{what:<52} required {required:<20} measured {measured}")
+
+
+@pytest.mark.parametrize(
+    ("core", "accuracy", "minutes"),
+    [
+        ("mamba", 0.965, 8),
+        ("mamba2", 0.95, 12),
+        ("s5", 0.95, 12),
+        ("rglru", 0.95, 12),
+        ("attention", 0.95, 12),
+    ],
+)
+def test_mnist5k(core: str, accuracy: float, minutes: float, tmp_path: Path) -> None:
+    run = train(tmp_path, f"core={core}")
+    reached, took = run["metrics"]["test/accuracy"], run["train_s"] / 60
+    show(f"MNIST-5k, core={core}: test accuracy", f">= {accuracy}", f"{reached:.4f}")
+    show(f"MNIST-5k, core={core}: minutes of training", f"<= {minutes}", f"{took:.1f}")
+    for name, scores in run["baselines"].items():
+        print(f"    beside it: {name} {scores['accuracy']:.4f}")
+    assert len(run["baselines"]) == 2
+    assert reached >= accuracy
+    assert took <= minutes
+
+
+def test_mni152(tmp_path: Path) -> None:
+    run = train(tmp_path, "experiment=mni152")
+    dice, took = run["metrics"]["test/dice"], run["train_s"] / 60
+    histogram = run["baselines"]["intensity histogram"]["dice"]
+    show("MNI152, degraded: mean Dice of grey and white", ">= 0.70", f"{dice:.4f}")
+    show("MNI152, degraded: Dice over the histogram's", ">= 0.10", f"{dice - histogram:.4f}")
+    show("MNI152, degraded: minutes of training", "<= 10", f"{took:.1f}")
+    for name, scores in run["baselines"].items():
+        print(f"    beside it: {name} {scores['dice']:.4f}")
+    assert dice >= 0.70
+    assert dice - histogram >= 0.10
+    assert took <= 10
+
+
+@pytest.mark.parametrize(
+    "overrides", [("epochs=2",), ("experiment=mni152", "epochs=1")], ids=["mnist", "mni152"]
+)
+def test_same_seed_same_bits(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    first, second = (train(tmp_path / name, *overrides, "baselines=false")["metrics"] for name in "ab")
+    differ = [
+        name for name in first if name not in ("epoch_s", "cells_per_s") and first[name] != second[name]
+    ]
+    show(
+        f"same seed twice, {' '.join(overrides)}: metrics that differ", "none", f"{differ} of {sorted(first)}"
+    )
+    assert {"test/loss", "val/loss", "train/loss"} <= set(first)
+    assert not differ
