@@ -1,4 +1,4 @@
-"""What training promises on two CPU cores: accuracy and Dice within minutes, the same bits for the same seed."""
+"""What training promises on two CPU cores: accuracy and Dice in minutes, same bits for the same seed."""
 
 from __future__ import annotations
 
