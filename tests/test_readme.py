@@ -118,4 +118,4 @@ def test_shown_output(block: str, folder: Path, user_bin: Path) -> None:
     assert command.startswith("$ nvsubq ")
     done = run([str(user_bin / "nvsubq"), *shlex.split(command)[2:]], folder)
     assert done.returncode == 1
-    assert done.stderr.strip() == "\n".join(shown).strip()
+    assert done.stderr.split() == " ".join(shown).split()  # long lines are folded in the README

@@ -20,7 +20,7 @@ MEMORY_LIMIT = 12.0  # times the bytes of `u`
 SPEEDUP = 3.0
 
 _PEAK = """
-import resource, torch
+import torch
 from nvsubq.ops import selective_scan
 
 torch.manual_seed(0)
@@ -34,7 +34,9 @@ def scan(L):
     y.backward(torch.ones_like(y))
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: its maximum is handed on by the process that started this one.
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 scan(16)  # libraries load at the first call; they are no part of the op
 before = peak()
@@ -48,7 +50,7 @@ def test_peak_memory_of_the_scan() -> None:
     measured = float(done.stdout)
     print("\nselective_scan [1, 4096, 768], N 16, forward+backward, peak memory in sizes of u:")
     print(f"required < {MEMORY_LIMIT:.0f}, measured {measured:.1f}")
-    assert measured < MEMORY_LIMIT
+    assert 1 < measured < MEMORY_LIMIT  # the output alone takes 1
 
 
 def test_speed_of_a_mamba_block_beside_mambapy() -> None:
