@@ -27,8 +27,8 @@ find_python() {
     fail "nvsubq needs Python >= 3.10 and < 3.14, found: $found. Set PYTHON=/path/to/python."
 }
 
-# What the environment was made from: when it changes, pip runs again; when it does not, nothing is done.
-fingerprint() { cat pyproject.toml constraints.txt | cksum; }
+# What the environment was made from, and for which checkout: when that changes, pip runs again.
+fingerprint() { { pwd && cat pyproject.toml constraints.txt; } | cksum; }
 
 ensure_environment() {
     extra="$1"

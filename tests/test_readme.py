@@ -43,18 +43,23 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def fresh_environment(folder: Path) -> Path:
+    """A virtual environment without nvsubq, in which the packages of this one meet the requirements."""
+    assert run([sys.executable, "-m", "venv", str(folder)], folder.parent).returncode == 0
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "requirements.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def user_bin(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> Path:
-    """A fresh environment after the README's `pip install`; this one's packages meet the requirements."""
-    venv = tmp_path_factory.mktemp("user") / "venv"
-    assert run([sys.executable, "-m", "venv", str(venv)], checkout).returncode == 0
-    (site,) = venv.glob("lib/python*/site-packages")
-    (site / "requirements.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    """The programs of a fresh environment after the README's `pip install`."""
+    venv = fresh_environment(tmp_path_factory.mktemp("user") / "venv")
     (install,) = [command for command in COMMANDS if command[:2] == ["pip", "install"]]
     done = run([str(venv / "bin" / "python"), "-m", *install], checkout)
     assert done.returncode == 0, done.stderr
     where = run([str(venv / "bin" / "python"), "-c", "import nvsubq; print(nvsubq.__file__)"], venv)
-    assert str(site) in where.stdout
+    assert str(venv) in where.stdout
     return venv / "bin"
 
 
@@ -89,16 +94,27 @@ def test_nvsubq_command(command: list[str], folder: Path, user_bin: Path) -> Non
         assert list(out.rglob("predictions.csv")) or list(out.rglob("*.nii.gz"))
 
 
+@pytest.fixture(scope="module")
+def script_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fresh_environment(tmp_path_factory.mktemp("scripts") / "venv")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0].startswith("scripts/")], ids=" ".join)
-def test_script(command: list[str], checkout: Path) -> None:
-    """The two scripts in a fresh clone; this environment stands in for the one they would make."""
+def test_script(command: list[str], checkout: Path, script_environment: Path) -> None:
+    """The two scripts in a fresh clone: they install it, and the second call has nothing left to do."""
     short = {
         "scripts/run.sh": ["trainer.fast_dev_run=true"],
         "scripts/test.sh": ["-q", "tests/test_package.py::test_public_names_are_pinned"],
     }
-    done = run(["bash", *command, *short[command[0]]], checkout, NVSUBQ_VENV=sys.prefix)
+    done = run(["bash", *command, *short[command[0]]], checkout, NVSUBQ_VENV=str(script_environment))
     assert done.returncode == 0, done.stderr + done.stdout
+    where = [str(script_environment / "bin" / "python"), "-c", "import nvsubq; print(nvsubq.__file__)"]
+    assert str(checkout) in run(where, script_environment).stdout
+    stamps = {path: path.stat().st_mtime_ns for path in script_environment.glob(".nvsubq-*")}
+    assert stamps
+    run(["bash", *command, "--help"], checkout, NVSUBQ_VENV=str(script_environment))
+    assert stamps == {path: path.stat().st_mtime_ns for path in script_environment.glob(".nvsubq-*")}
 
 
 def test_every_command_is_covered() -> None:
