@@ -29,8 +29,7 @@ class NiftiVolume:
     @property
     def voxel_sizes(self) -> np.ndarray:
         """Size of a voxel along the turned axes, in mm."""
-        order = np.argsort(self.orientation[:, 0])
-        return np.sqrt((self.affine[:3, :3] ** 2).sum(0))[order]
+        return _voxel_sizes(self.affine, self.orientation)
 
     def sample(self, image: Tensor) -> Sample:
         """`image` `[C, X, Y, Z]`, made of `data`, with what brings an answer back to the file's grid."""
@@ -104,3 +103,13 @@ def turned_shape(file: Any, path: Path) -> tuple[int, ...]:
     """The grid of an open file after `load_nifti` has turned it."""
     order = np.argsort(orientation_of(file, path)[:, 0])
     return tuple(int(file.shape[axis]) for axis in order)
+
+
+def turned_voxel_sizes(path: Path) -> list[float]:
+    """Size of a file's voxels after `load_nifti` has turned it, in mm; reads the header alone."""
+    file = open_nifti(path)
+    return [round(float(size), 4) for size in _voxel_sizes(file.affine, orientation_of(file, path))]
+
+
+def _voxel_sizes(affine: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    return np.sqrt((affine[:3, :3] ** 2).sum(0))[np.argsort(orientation[:, 0])]

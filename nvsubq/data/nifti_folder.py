@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from nvsubq.data.base import DataModule
 from nvsubq.data.baselines import histogram_baselines
 from nvsubq.data.errors import DataError
 from nvsubq.data.folders import checked_root, entries, listed, split_groups
-from nvsubq.data.nifti import load_nifti
+from nvsubq.data.nifti import load_nifti, turned_voxel_sizes
 from nvsubq.data.nifti_pairs import NiftiPairs, Pair, check_pair, load_labels, normalise
 from nvsubq.data.sample import SUFFIXES, Sample
 from nvsubq.data.volumes import RandomCrops, WholeVolumes, crop_shape
@@ -192,6 +193,11 @@ class NiftiFolder(DataModule):
         return {"train": train} | {
             split: WholeVolumes(len(self.files[split]), self.pairs[split].whole) for split in ("val", "test")
         }
+
+    def describe(self) -> dict[str, Any]:
+        """As for every data set, and `voxel_size`: that of each test volume, in mm along its turned axes."""
+        sizes = [turned_voxel_sizes(image) for image, _ in self.files["test"]]
+        return super().describe() | {"voxel_size": sizes}
 
     def read_input(self, path: str | Path) -> Sample:
         """A volume of any orientation and grid, normalised as in training (not resampled)."""

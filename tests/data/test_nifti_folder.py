@@ -104,6 +104,18 @@ def test_volumes_are_turned_to_one_orientation(tmp_path):
     assert (sample.restore(turned[1]) == np.flip(labels, 0)).all()
 
 
+def test_voxel_sizes_follow_the_turned_axes(tmp_path):
+    affine = np.array([[0, 0, 3.0, 0], [-2.0, 0, 0, 0], [0, 1.5, 0, 0], [0, 0, 0, 1]])
+    for i in range(4):
+        save(tmp_path / "images" / f"{i}.nii.gz", np.random.rand(8, 9, 10).astype(np.float32), affine)
+        save(
+            tmp_path / "labels" / f"{i}.nii.gz", np.eye(8, 9, dtype=np.uint8)[..., None].repeat(10, 2), affine
+        )
+    told = NiftiFolder(root=tmp_path, crop_size=8).describe()["voxel_size"]
+    assert told == [[3.0, 2.0, 1.5]] * len(told)
+    assert told
+
+
 def test_channels_come_last(tmp_path):
     for i in range(3):
         image, labels = subject(i)
