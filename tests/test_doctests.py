@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import pkgutil
+from pathlib import Path
 
 import pytest
 
 import nvsubq
 
-MODULES = [found.name for found in pkgutil.walk_packages(nvsubq.__path__, "nvsubq.")]
+HOME = Path(nvsubq.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(HOME.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in HOME.rglob("*.py")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
