@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 
+import nvsubq.models
 from nvsubq import NDBackbone, from_yaml, instantiate
 
-PRESET = Path(__file__).parents[2] / "configs" / "bundle" / "backbone.yaml"
+PRESET = Path(nvsubq.models.__file__).parent / "presets" / "mamba_3d.yaml"
 
 
 @pytest.mark.slow
