@@ -27,8 +27,9 @@ OPS = (
     "causal_conv1d_update",
 )
 
-# A backend is a module that holds functions of the ops' names; None: this build does not have it. It may also hold
-#     inactive() -> str | None                 why it cannot be used here at all (a library that is missing, ...)
+# A backend is a module that holds functions of the ops' names; None: this build does not have it.
+# It may also hold
+#     inactive() -> str | None                 why it cannot be used here at all (no library, ...)
 #     about() -> str                           what it is, where that depends on the machine
 #     declines(op, arguments) -> str | None    why it does not serve this call
 _MODULES: dict[str, str | None] = {

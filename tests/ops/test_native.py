@@ -21,7 +21,17 @@ def served(case: Case) -> bool:
 
 SERVED = [case for case in cases() if served(case)]
 LEVELS = [name for name, level in library.LEVELS.items() if library.has_level(level)]
-NAMES = ("all", "plain", "zoh-timesteps", "seq_idx-order-reverse", "L65", "N64", "bilinear-delta_a", "blocks", "G6")
+NAMES = (
+    "all",
+    "plain",
+    "zoh-timesteps",
+    "seq_idx-order-reverse",
+    "L65",
+    "N64",
+    "bilinear-delta_a",
+    "blocks",
+    "G6",
+)
 CHOSEN = [case for case in SERVED if case.name in NAMES]
 
 

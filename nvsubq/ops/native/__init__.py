@@ -1,4 +1,4 @@
-"""Backend `native`: compiled kernels for CPU tensors, loaded from `nvsubq/lib` when they are first asked for."""
+"""Backend `native`: compiled kernels for CPU tensors, loaded from `nvsubq/lib` when first asked for."""
 
 from nvsubq.ops.native.conv import causal_conv1d
 from nvsubq.ops.native.library import about, inactive
