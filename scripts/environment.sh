@@ -28,7 +28,7 @@ find_python() {
 }
 
 # What the environment was made from, and for which checkout: when that changes, pip runs again.
-fingerprint() { { pwd && cat pyproject.toml constraints.txt; } | cksum; }
+fingerprint() { { pwd && cat pyproject.toml constraints.txt && find csrc -type f -exec cksum {} + | sort; } | cksum; }
 
 ensure_environment() {
     extra="$1"

@@ -111,3 +111,5 @@ def test_wheel_holds_the_package_and_its_configs(tmp_path: Path) -> None:
     assert {"nvsubq/configs/train.yaml", "nvsubq/training/report.html.jinja"} <= names
     assert configs <= names
     assert not [n for n in names if n.startswith(("tests/", "scripts/", "shared/"))]
+    kernels = [n for n in names if n.startswith("nvsubq/lib/")]
+    assert len(kernels) == 1, kernels  # the native library, or the reason why there is none

@@ -166,7 +166,7 @@ def _ops() -> list[str]:
     for device in devices:
         for backend in tested:
             for op in self_test.OPS:
-                if op not in backend.ops:
+                if op not in backend.ops or (backend.name, device) == ("native", "cuda"):
                     continue
                 label = f"{op}, {backend.name}, {device}"
                 failed += _attempt(label, partial(self_test.op_error, op, backend.name, device))

@@ -64,18 +64,19 @@ def causal_conv1d(
     check.table("seq_idx", seq_idx)
     walk = plan_walk(check.sizes["L"], order, reverse, device=x.device)
     check.blocks(walk.blocks, "D")
-    return dispatch.resolve("causal_conv1d", backend, x.device).causal_conv1d(
-        x,
-        weight,
-        bias,
-        activation=activation,
-        dilation=dilation,
-        initial_state=initial_state,
-        return_final_state=return_final_state,
-        seq_idx=seq_idx,
-        order=order,
-        reverse=reverse,
-    )
+    arguments = {
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "activation": activation,
+        "dilation": dilation,
+        "initial_state": initial_state,
+        "return_final_state": return_final_state,
+        "seq_idx": seq_idx,
+        "order": order,
+        "reverse": reverse,
+    }
+    return dispatch.resolve("causal_conv1d", backend, x.device, arguments).causal_conv1d(**arguments)
 
 
 @torch.no_grad()

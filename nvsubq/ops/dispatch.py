@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -27,8 +28,12 @@ OPS = (
 )
 
 # A backend is a module that holds functions of the ops' names; None: this build does not have it.
+# It may also hold
+#     inactive() -> str | None                 why it cannot be used here at all (no library, ...)
+#     about() -> str                           what it is, where that depends on the machine
+#     declines(op, arguments) -> str | None    why it does not serve this call
 _MODULES: dict[str, str | None] = {
-    "native": None,
+    "native": "nvsubq.ops.native",
     "triton": None,
     "torch": "nvsubq.ops.portable",
     "reference": "nvsubq.ops.reference",
@@ -71,8 +76,12 @@ def _load(name: str) -> tuple[ModuleType | None, Backend]:
         module = import_module(path)
     except ImportError as error:
         return None, Backend(name, False, f"`{path}` cannot be imported: {error}", ())
+    inactive = getattr(module, "inactive", None)
+    reason = inactive() if inactive else None
+    if reason is not None:
+        return None, Backend(name, False, reason, ())
     ops = tuple(op for op in OPS if hasattr(module, op))
-    return module, Backend(name, True, _WHAT[name], ops)
+    return module, Backend(name, True, module.about() if hasattr(module, "about") else _WHAT[name], ops)
 
 
 def backends() -> list[Backend]:
@@ -80,7 +89,7 @@ def backends() -> list[Backend]:
 
     Example:
         >>> [backend.name for backend in backends() if backend.active]
-        ['torch', 'reference']
+        ['native', 'torch', 'reference']
     """
     return [_load(name)[1] for name in _MODULES]
 
@@ -128,13 +137,18 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def resolve(op: str, backend: str | None, device: torch.device) -> ModuleType:
+def resolve(
+    op: str, backend: str | None, device: torch.device, arguments: Mapping[str, Any] | None = None
+) -> ModuleType:
     """Give the module that serves `op` for tensors on `device`.
+
+    `auto` passes over a backend that declines the call; a backend that was named must not decline it.
 
     Args:
         op: a name from `OPS`.
         backend: what the user named, or None for `use_backend`, `NVSUBQ_BACKEND`, `auto` in this order.
         device: where the tensors are.
+        arguments: those of the call by name, for backends that do not serve every call.
 
     Raises:
         ValueError: an unknown name.
@@ -147,21 +161,29 @@ def resolve(op: str, backend: str | None, device: torch.device) -> ModuleType:
     if name is None:
         name, said_by = os.environ.get(_ENVIRONMENT) or "auto", f"`{_ENVIRONMENT}`"
     if _check_name(name, said_by) == "auto":
-        return _first_active(op, device)
+        return _first_active(op, device, arguments)
     module = _check_active(name, said_by)
     if not hasattr(module, op):
         raise RuntimeError(
             f"{said_by} (={name!r}) does not serve `{op}`; it has {', '.join(_load(name)[1].ops)}."
         )
+    reason = _declined(module, op, arguments)
+    if reason is not None:
+        raise RuntimeError(f"{said_by} (={name!r}) does not serve this call of `{op}`: {reason}.")
     return module
 
 
-def _first_active(op: str, device: torch.device) -> ModuleType:
+def _declined(module: ModuleType, op: str, arguments: Mapping[str, Any] | None) -> str | None:
+    declines = getattr(module, "declines", None)
+    return None if declines is None or arguments is None else declines(op, arguments)
+
+
+def _first_active(op: str, device: torch.device, arguments: Mapping[str, Any] | None) -> ModuleType:
     for name in _AUTO:
         if name == "triton" and device.type != "cuda":
             continue
         module, _ = _load(name)
-        if module is not None and hasattr(module, op):
+        if module is not None and hasattr(module, op) and _declined(module, op, arguments) is None:
             return module
     reasons = "; ".join(f"{name}: {_load(name)[1].reason}" for name in _AUTO)
     raise RuntimeError(f"no active backend serves `{op}` on {device}: {reasons}.")

@@ -96,26 +96,27 @@ def selective_scan(
                 f"`{name}` (shape {list(tensor.shape)}) has one group; with S (={walk.blocks}) walks "
                 "it must be [B, L, G, N] with G a multiple of S, or [D, N]."
             )
-    return dispatch.resolve("selective_scan", backend, u.device).selective_scan(
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias=delta_bias,
-        delta_softplus=delta_softplus,
-        delta_a=delta_a,
-        timesteps=timesteps,
-        decay_gate=decay_gate,
-        discretization=discretization,
-        initial_state=initial_state,
-        return_final_state=return_final_state,
-        seq_idx=seq_idx,
-        order=order,
-        reverse=reverse,
-    )
+    arguments = {
+        "u": u,
+        "delta": delta,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "z": z,
+        "delta_bias": delta_bias,
+        "delta_softplus": delta_softplus,
+        "delta_a": delta_a,
+        "timesteps": timesteps,
+        "decay_gate": decay_gate,
+        "discretization": discretization,
+        "initial_state": initial_state,
+        "return_final_state": return_final_state,
+        "seq_idx": seq_idx,
+        "order": order,
+        "reverse": reverse,
+    }
+    return dispatch.resolve("selective_scan", backend, u.device, arguments).selective_scan(**arguments)
 
 
 @torch.no_grad()

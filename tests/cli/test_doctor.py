@@ -35,7 +35,19 @@ def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     lines = out.splitlines()
     assert lines[-1] == "all is well"
     assert f"  torch              {torch.__version__}" in lines
-    assert "  native             not active: not part of this build of nvsubq" in lines
+    assert "  triton             not active: not part of this build of nvsubq" in lines
+    assert (
+        sum(
+            line.startswith(
+                (
+                    "  native             active: compiled kernels for CPU tensors (",
+                    "  native             not active: ",
+                )
+            )
+            for line in lines
+        )
+        == 1
+    )
     assert "  core               attention, mamba, mamba2, rglru, s5" in lines
     for op in self_test.OPS:
         assert any(line.startswith(f"  {op}, torch, cpu") and " ok " in line for line in lines)

@@ -13,6 +13,7 @@ from nvsubq.ops import backends, causal_conv1d, dispatch, use_backend
 
 CPU = torch.device("cpu")
 NAMES = ["native", "triton", "torch", "reference", "mamba_ssm"]
+NATIVE = next(backend for backend in backends() if backend.name == "native").active
 
 
 def test_backends_are_listed_with_reasons() -> None:
@@ -21,16 +22,40 @@ def test_backends_are_listed_with_reasons() -> None:
     assert listed["torch"].active
     assert listed["reference"].active
     assert listed["torch"].ops == listed["reference"].ops == dispatch.OPS
-    for name in ("native", "triton", "mamba_ssm"):
+    if NATIVE:
+        assert listed["native"].ops == ("selective_scan", "causal_conv1d")
+    for name in ("triton", "mamba_ssm"):
         assert not listed[name].active
         assert listed[name].ops == ()
         assert "not part of this build" in listed[name].reason
 
 
-def test_the_default_is_the_portable_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_is_native_where_it_serves_and_portable_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("NVSUBQ_BACKEND", raising=False)
-    assert dispatch.resolve("selective_scan", None, CPU).__name__ == "nvsubq.ops.portable"
-    assert dispatch.resolve("selective_scan", "auto", CPU).__name__ == "nvsubq.ops.portable"
+    fast = "nvsubq.ops.native" if NATIVE else "nvsubq.ops.portable"
+    for name in (None, "auto"):
+        assert dispatch.resolve("selective_scan", name, CPU).__name__ == fast
+        assert dispatch.resolve("linear_scan", name, CPU).__name__ == "nvsubq.ops.portable"
+
+
+def test_a_backend_may_decline_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nvsubq.ops.reference as reference
+
+    def declines(op: str, arguments: dict) -> str | None:
+        return f"{op} of {arguments['x']} is too much" if arguments["x"] > 1 else None
+
+    monkeypatch.setattr(reference, "declines", declines, raising=False)
+    assert dispatch.resolve("ssd_scan", "reference", CPU, {"x": 1}) is reference
+    message = (
+        r"`backend` \(='reference'\) does not serve this call of `ssd_scan`: ssd_scan of 2 is too much\."
+    )
+    with pytest.raises(RuntimeError, match=message):
+        dispatch.resolve("ssd_scan", "reference", CPU, {"x": 2})
+    monkeypatch.setattr(dispatch, "_AUTO", ("reference", "torch"))
+    assert dispatch.resolve("ssd_scan", "auto", CPU, {"x": 1}) is reference
+    assert dispatch.resolve("ssd_scan", "auto", CPU, {"x": 2}).__name__ == "nvsubq.ops.portable"
 
 
 def test_who_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +104,7 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
         causal_conv1d(x, weight)
 
 
-@pytest.mark.parametrize("name", ["native", "triton", "mamba_ssm"])
+@pytest.mark.parametrize("name", ["triton", "mamba_ssm"])
 def test_a_named_backend_that_is_not_there_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.ones(1, 2, 1), torch.ones(1, 2)
     reason = rf"\(='{name}'\) is not active: not part of this build of nvsubq\."

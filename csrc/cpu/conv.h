@@ -1,0 +1,243 @@
+// `causal_conv1d`: a task is one row, one chunk of channels of one block and one piece of the walk. Its inputs are
+// first laid out by step, with those before it; a backward makes the outputs after it again, so that no task
+// depends on another.
+#ifndef NVSUBQ_CPU_CONV_H
+#define NVSUBQ_CPU_CONV_H
+
+#include "kernels.h"
+#include "pool.h"
+#include "storage.h"
+
+namespace {
+
+using Conv = nvsubq_conv1d_args;
+
+template <class T>
+struct ConvPlan {
+  static constexpr int W = Simd<T>::W;
+  const Conv& a;
+  int64_t reach, run, width, per_block, chunks, piece, pieces;
+  int64_t partial_bytes, slot_bytes;
+
+  explicit ConvPlan(const Conv& args) : a(args) {
+    reach = (a.taps - 1) * a.dilation;
+    run = a.width / a.blocks;
+    width = 64;
+    per_block = (run + width - 1) / width;
+    chunks = per_block * a.blocks;
+    piece = reach > 128 ? reach : 128;
+    pieces = a.length > 0 ? (a.length + piece - 1) / piece : 1;
+    Arena partial(nullptr);
+    partial.take<T>(a.batch * pieces * (a.taps + 1) * a.width);
+    partial_bytes = partial.bytes();
+    Arena slot(nullptr);
+    Scratch(slot, *this);
+    slot_bytes = slot.bytes();
+  }
+
+  struct Scratch {
+    Vec<T>*x, *g, *weight, *d_weight;  // inputs from 2 reach before the piece to reach after; cotangents; taps
+    Scratch(Arena& arena, const ConvPlan& p) {
+      x = arena.take<Vec<T>>(p.piece + 2 * p.reach);
+      g = arena.take<Vec<T>>(p.piece + p.reach);
+      weight = arena.take<Vec<T>>(p.a.taps);
+      d_weight = arena.take<Vec<T>>(p.a.taps);
+    }
+  };
+
+  int64_t bytes() const { return partial_bytes + slot_bytes * a.threads; }
+  int64_t tasks() const { return a.batch * chunks * pieces; }
+  // Gradients of taps (and the bias, after them) of one piece, [B][pieces][K + 1][D].
+  T* partial(int64_t row, int64_t at_piece) const {
+    Arena arena(a.workspace);
+    return arena.take<T>(0) + (row * pieces + at_piece) * (a.taps + 1) * a.width;
+  }
+};
+
+template <class T>
+struct ConvTask {
+  using V = Vec<T>;
+  static constexpr int W = Simd<T>::W;
+  const ConvPlan<T>& p;
+  const Conv& a;
+  int64_t row, number, begin, end;  // steps of the piece that visit a cell
+  Steps steps;
+  typename ConvPlan<T>::Scratch s;
+  int64_t channel = 0;
+  int n = 0;
+
+  static typename ConvPlan<T>::Scratch scratch(const ConvPlan<T>& plan, int64_t slot) {
+    Arena arena(static_cast<char*>(plan.a.workspace) + plan.partial_bytes + slot * plan.slot_bytes);
+    return typename ConvPlan<T>::Scratch(arena, plan);
+  }
+
+  ConvTask(const ConvPlan<T>& plan, int64_t task, int64_t slot) : p(plan), a(plan.a), s(scratch(plan, slot)) {
+    const int64_t chunk = task / p.pieces % p.chunks, block = chunk / p.per_block;
+    row = task / (p.pieces * p.chunks);
+    number = task % p.pieces;
+    steps = steps_of(a, row, block);
+    begin = number * p.piece;
+    end = begin + p.piece < steps.count ? begin + p.piece : steps.count;
+    const int64_t within = chunk % p.per_block * p.width;
+    first_ = block * p.run + within;
+    channels_ = p.run - within < p.width ? p.run - within : p.width;
+  }
+
+  // Calls `todo` for each tile of W channels.
+  template <class F>
+  void for_tiles(F todo) {
+    for (int64_t c = 0; c < channels_; c += W) {
+      channel = first_ + c;
+      n = int(channels_ - c < W ? channels_ - c : W);
+      for (int64_t k = 0; k < a.taps; ++k)
+        s.weight[k] = read_column<T>(a.weight, at(a.weight, channel, k), a.weight.stride[0], n);
+      todo();
+    }
+  }
+
+  // The input at a step; before the walk, from the initial state.
+  V input(int64_t step) const {
+    if (step >= 0) return read_lanes<T>(a.x, at(a.x, row, steps.cell(step), channel), n);
+    const int64_t i = a.state_width + step;
+    if (!has(a.initial_state) || i < 0) return V{};
+    return read_column<T>(a.initial_state, at(a.initial_state, row, channel, i), a.initial_state.stride[1], n);
+  }
+
+  void read_inputs(int64_t from, int64_t to) {
+    for (int64_t step = from; step < to; ++step) s.x[step - from] = input(step);
+  }
+
+  // The sum of taps at a step; `x` points at its input.
+  V sum(const V* x, int64_t step, V bias) const {
+    V y = bias;
+    for (int64_t k = 0; k < a.taps; ++k) {
+      const int64_t lag = (a.taps - 1 - k) * a.dilation;
+      if (steps.segment && !steps.together(step, step - lag)) continue;
+      y = y + s.weight[k] * x[-lag];
+    }
+    return y;
+  }
+
+  V bias() const { return has(a.bias) ? read_lanes<T>(a.bias, at(a.bias, channel), n) : V{}; }
+  bool last() const { return number == p.pieces - 1; }
+
+  void clear(const nvsubq_tensor& t) const {
+    const int64_t from = begin > steps.count ? begin : steps.count;
+    for (int64_t k = from; k < steps.length && k < begin + p.piece; ++k)
+      write_lanes<T>(t, at(t, row, steps.cell(k), channel), n, V{});
+  }
+
+  void forward() {
+    for_tiles([this] {
+      read_inputs(begin - p.reach, end);
+      const V b = bias();
+      for (int64_t k = begin; k < end; ++k) {
+        V y = sum(s.x + (k - begin + p.reach), k, b);
+        if (a.flags & NVSUBQ_SILU) y = y * sigmoid<T>(y);
+        write_lanes<T>(a.y, at(a.y, row, steps.cell(k), channel), n, y);
+      }
+      clear(a.y);
+      if (last() && has(a.final_state)) write_final();
+    });
+  }
+
+  // Whether the step i of the final window was seen by the sequence that the walk ends in.
+  bool in_final(int64_t step) const { return !steps.count || steps.together(step, steps.count - 1); }
+
+  void write_final() const {
+    for (int64_t i = 0; i < a.state_width; ++i) {
+      const int64_t step = steps.count - a.state_width + i;
+      const V v = in_final(step) ? input(step) : V{};
+      write_column<T>(a.final_state, at(a.final_state, row, channel, i), a.final_state.stride[1], n, v);
+    }
+  }
+
+  V from_final(int64_t step) const {
+    const int64_t i = step - (steps.count - a.state_width);
+    if (!has(a.d_final_state) || i < 0 || i >= a.state_width || !in_final(step)) return V{};
+    return read_column<T>(a.d_final_state, at(a.d_final_state, row, channel, i), a.d_final_state.stride[1], n);
+  }
+
+  // The gradient of the input at a step: from the outputs of up to `reach` later steps; g[0] belongs to `begin`.
+  V gradient(int64_t step, int64_t stop) const {
+    V sum = from_final(step);
+    for (int64_t k = 0; k < a.taps; ++k) {
+      const int64_t later = step + (a.taps - 1 - k) * a.dilation;
+      if (later < begin || later >= stop) continue;
+      if (steps.segment && !steps.together(step, later)) continue;
+      sum = sum + s.weight[k] * s.g[later - begin];
+    }
+    return sum;
+  }
+
+  void backward() {
+    for_tiles([this] {
+      const int64_t stop = end + p.reach < steps.count ? end + p.reach : steps.count;
+      const int64_t from = begin - p.reach;
+      const V b = bias();
+      V d_bias = {};
+      for (int64_t k = 0; k < a.taps; ++k) s.d_weight[k] = V{};
+      if (begin < stop) read_inputs(from, stop);
+      for (int64_t k = begin; k < stop; ++k) {
+        V g = read_lanes<T>(a.d_y, at(a.d_y, row, steps.cell(k), channel), n);
+        if (a.flags & NVSUBQ_SILU) {
+          const V y = sum(s.x + (k - from), k, b), gate = sigmoid<T>(y);
+          g = g * gate * (T(1) + y * (T(1) - gate));
+        }
+        s.g[k - begin] = g;
+        if (k >= end) continue;
+        d_bias += g;
+        for (int64_t j = 0; j < a.taps; ++j) {
+          const int64_t lag = (a.taps - 1 - j) * a.dilation;
+          if (steps.segment && !steps.together(k, k - lag)) continue;
+          s.d_weight[j] += g * s.x[k - from - lag];
+        }
+      }
+      for (int64_t k = begin; k < end; ++k)
+        write_lanes<T>(a.d_x, at(a.d_x, row, steps.cell(k), channel), n, gradient(k, stop));
+      clear(a.d_x);
+      if (number == 0 && has(a.d_initial_state))
+        for (int64_t i = 0; i < a.state_width; ++i)
+          write_column<T>(a.d_initial_state, at(a.d_initial_state, row, channel, i), a.d_initial_state.stride[1], n,
+                          gradient(i - a.state_width, stop));
+      T* to = p.partial(row, number) + channel;
+      for (int64_t k = 0; k < a.taps; ++k) write_part<T>(to + k * a.width, n, s.d_weight[k]);
+      write_part<T>(to + a.taps * a.width, n, d_bias);
+    });
+  }
+
+ private:
+  int64_t first_, channels_;
+};
+
+template <class T>
+void conv_forward(const Conv& a) {
+  ConvPlan<T> plan(a);
+  nvsubq::run_tasks(
+      a.threads, plan.tasks(),
+      [](void* p, int64_t task, int64_t slot) { ConvTask<T>(*static_cast<ConvPlan<T>*>(p), task, slot).forward(); },
+      &plan);
+}
+
+template <class T>
+void conv_backward(const Conv& a) {
+  ConvPlan<T> plan(a);
+  nvsubq::run_tasks(
+      a.threads, plan.tasks(),
+      [](void* p, int64_t task, int64_t slot) { ConvTask<T>(*static_cast<ConvPlan<T>*>(p), task, slot).backward(); },
+      &plan);
+  for (int64_t k = 0; k <= a.taps; ++k) {
+    if (k == a.taps && !has(a.d_bias)) break;
+    for (int64_t c = 0; c < a.width; ++c) {
+      T sum = 0;
+      for (int64_t i = 0; i < a.batch * plan.pieces; ++i) sum += plan.partial(0, 0)[(i * (a.taps + 1) + k) * a.width + c];
+      if (k == a.taps)
+        write_one<T>(a.d_bias, at(a.d_bias, c), sum);
+      else
+        write_one<T>(a.d_weight, at(a.d_weight, c, k), sum);
+    }
+  }
+}
+
+}  // namespace
+#endif

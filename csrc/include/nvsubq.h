@@ -1,0 +1,114 @@
+/* The C interface of nvsubq's native libraries: no torch, no Python, no allocation, no exception across it.
+ *
+ * Every function takes one pointer to a struct that begins with its own size and the version of this
+ * interface. New fields are added at the end only, and zero means absent. Sizes and strides are int64, strides
+ * count elements, and the last axis of every tensor is contiguous. The caller owns all memory.
+ */
+#ifndef NVSUBQ_H
+#define NVSUBQ_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define NVSUBQ_API __attribute__((visibility("default")))
+#else
+#define NVSUBQ_API
+#endif
+
+#define NVSUBQ_ABI 1u
+
+enum nvsubq_status { NVSUBQ_OK = 0, NVSUBQ_INVALID = 1, NVSUBQ_UNSUPPORTED = 2 };
+enum nvsubq_dtype { NVSUBQ_F32 = 0, NVSUBQ_F64 = 1, NVSUBQ_F16 = 2, NVSUBQ_BF16 = 3, NVSUBQ_I32 = 4, NVSUBQ_I64 = 5 };
+enum nvsubq_tensor_flag { NVSUBQ_PRESENT = 1 };
+enum nvsubq_flag { NVSUBQ_DOUBLE = 1, NVSUBQ_SOFTPLUS = 2, NVSUBQ_SILU = 4 };
+enum nvsubq_discretization {
+  NVSUBQ_MAMBA = 0,
+  NVSUBQ_ZOH = 1,
+  NVSUBQ_BILINEAR = 2,
+  NVSUBQ_DIRAC = 3,
+  NVSUBQ_NO_DISCRETIZATION = 4
+};
+/* Instruction sets of the CPU library; 0 is the best that the machine has and NVSUBQ_CPU_ISA allows. */
+enum nvsubq_level { NVSUBQ_LEVEL_BASELINE = 1, NVSUBQ_LEVEL_AVX2 = 2, NVSUBQ_LEVEL_AVX512 = 3 };
+
+typedef struct nvsubq_tensor {
+  void* data;
+  int64_t stride[4];
+  int32_t dtype;
+  int32_t flags; /* NVSUBQ_PRESENT, also where there are no elements and `data` is null */
+} nvsubq_tensor;
+
+/* A walk, as every op takes it: `index` [B or 1, L, S] i64 is the cell visited at each step (absent: step k is
+ * cell k), `segment` [B, L, S] i32 the number of a step's sequence, `count` [B] i64 how many steps of a row
+ * visit a cell that is there (they come first). */
+
+/* s_k = a_k s_{k-1} + f_k B_k u_k, y_k = (C_k s_k + D u_k) SiLU(z_k). Forward and backward take the same struct;
+ * a forward reads none of the d_ tensors, and fills `saved` for a backward unless it is null. */
+typedef struct nvsubq_selective_scan_args {
+  uint32_t size, abi;
+  int64_t batch, length, width, states, groups, blocks;
+  int64_t flags, discretization, device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor u, delta;                 /* [B, L, D] */
+  nvsubq_tensor A;                        /* [D, N] */
+  nvsubq_tensor B, C;                     /* [B, L, G, N]; stride 0 over G: one group */
+  nvsubq_tensor D;                        /* [D] */
+  nvsubq_tensor z;                        /* [B, L, D] */
+  nvsubq_tensor delta_bias;               /* [D] */
+  nvsubq_tensor delta_a;                  /* [B, L, D], or [D] with timesteps */
+  nvsubq_tensor timesteps;                /* [B, L] */
+  nvsubq_tensor initial_state;            /* [B, D, N] */
+  nvsubq_tensor index, segment, count;
+  nvsubq_tensor y, final_state;
+  nvsubq_tensor d_y, d_final_state;       /* cotangents; d_final_state may be absent */
+  nvsubq_tensor d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_delta_bias, d_delta_a, d_timesteps, d_initial_state;
+} nvsubq_selective_scan_args;
+
+/* y_k = act(bias + sum_j weight_j x_{k - (K-1-j) dilation}), depthwise. */
+typedef struct nvsubq_conv1d_args {
+  uint32_t size, abi;
+  int64_t batch, length, width, taps, dilation, state_width, blocks;
+  int64_t flags, device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  nvsubq_tensor x;                        /* [B, L, D] */
+  nvsubq_tensor weight;                   /* [D, K], newest last */
+  nvsubq_tensor bias;                     /* [D] */
+  nvsubq_tensor initial_state;            /* [B, D, W], newest last */
+  nvsubq_tensor index, segment, count;
+  nvsubq_tensor y, final_state;
+  nvsubq_tensor d_y, d_final_state;
+  nvsubq_tensor d_x, d_weight, d_bias, d_initial_state;
+} nvsubq_conv1d_args;
+
+NVSUBQ_API uint32_t nvsubq_abi(void);
+NVSUBQ_API const char* nvsubq_build_info(void);
+/* The message of the last status other than NVSUBQ_OK on this thread. */
+NVSUBQ_API const char* nvsubq_last_error(void);
+/* The name of an instruction set ("avx512", "avx2", "baseline"), or null where this machine lacks it; 0: in use. */
+NVSUBQ_API const char* nvsubq_level_name(int64_t level);
+
+/* Bytes of workspace that serve the forward and the backward of this call; -1: bad arguments. */
+NVSUBQ_API int64_t nvsubq_selective_scan_workspace(const nvsubq_selective_scan_args* args);
+/* Bytes that a forward leaves for its backward. */
+NVSUBQ_API int64_t nvsubq_selective_scan_saved(const nvsubq_selective_scan_args* args);
+NVSUBQ_API int nvsubq_selective_scan_forward(const nvsubq_selective_scan_args* args);
+NVSUBQ_API int nvsubq_selective_scan_backward(const nvsubq_selective_scan_args* args);
+
+NVSUBQ_API int64_t nvsubq_conv1d_workspace(const nvsubq_conv1d_args* args);
+NVSUBQ_API int nvsubq_conv1d_forward(const nvsubq_conv1d_args* args);
+NVSUBQ_API int nvsubq_conv1d_backward(const nvsubq_conv1d_args* args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,8 @@
+"""Backend `native`: compiled kernels for CPU tensors, loaded from `nvsubq/lib` when first asked for."""
+
+from nvsubq.ops.native.conv import causal_conv1d
+from nvsubq.ops.native.library import about, inactive
+from nvsubq.ops.native.selective import selective_scan
+from nvsubq.ops.native.served import declines
+
+__all__ = ["about", "causal_conv1d", "declines", "inactive", "selective_scan"]
