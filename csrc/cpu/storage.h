@@ -142,15 +142,13 @@ inline void write_part(T* p, int n, Vec<T> v) {
 
 // Hands out the workspace; on a null base it only counts the bytes.
 struct Arena {
-  char* base;
+  uintptr_t base;
   int64_t used = 0;
 
-  explicit Arena(void* memory) : base(static_cast<char*>(memory)) {
-    if (base) base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
-  }
+  explicit Arena(void* memory) : base((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64) {}
   template <class X>
   X* take(int64_t count) {
-    char* found = base + used;
+    const uintptr_t found = base + uintptr_t(used);
     used += (count * int64_t(sizeof(X)) + 63) / 64 * 64;
     return reinterpret_cast<X*>(found);
   }

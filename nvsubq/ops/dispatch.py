@@ -88,8 +88,8 @@ def backends() -> list[Backend]:
     """List every backend, whether it is active here, and why not.
 
     Example:
-        >>> [backend.name for backend in backends() if backend.active]
-        ['native', 'torch', 'reference']
+        >>> [backend.name for backend in backends()]
+        ['native', 'triton', 'torch', 'reference', 'mamba_ssm']
     """
     return [_load(name)[1] for name in _MODULES]
 
