@@ -221,7 +221,6 @@ def test_path_that_leads_nowhere(path: str, text: str) -> None:
 
 
 def test_package_that_is_not_installed() -> None:
-    pytest.importorskip("omegaconf")
     assert message(instantiate, {"_target_": "mamba_ssm.Nothing"}).splitlines()[1].strip() in (
         "no package 'mamba_ssm' is installed.",
         "'mamba_ssm' has no 'Nothing'.",
