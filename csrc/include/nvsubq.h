@@ -80,6 +80,8 @@ typedef struct nvsubq_conv1d_args {
   void* workspace;
   int64_t workspace_bytes;
   void* stream;
+  void* saved;
+  int64_t saved_bytes;
   nvsubq_tensor x;                        /* [B, L, D] */
   nvsubq_tensor weight;                   /* [D, K], newest last */
   nvsubq_tensor bias;                     /* [D] */
@@ -97,16 +99,16 @@ NVSUBQ_API const char* nvsubq_last_error(void);
 /* The name of an instruction set ("avx512", "avx2", "baseline"), or null where this machine lacks it; 0: in use. */
 NVSUBQ_API const char* nvsubq_level_name(int64_t level);
 
-/* Bytes of workspace that serve the forward and the backward of this call; -1: bad arguments. */
-NVSUBQ_API int64_t nvsubq_selective_scan_workspace(const nvsubq_selective_scan_args* args);
-/* Bytes that a forward leaves for its backward. */
-NVSUBQ_API int64_t nvsubq_selective_scan_saved(const nvsubq_selective_scan_args* args);
-NVSUBQ_API int nvsubq_selective_scan_forward(const nvsubq_selective_scan_args* args);
-NVSUBQ_API int nvsubq_selective_scan_backward(const nvsubq_selective_scan_args* args);
+/* Of each op: bytes of workspace that serve the forward and the backward of a call (-1: bad arguments), bytes that a
+ * forward leaves in `saved` for its backward, and the two passes. A null `saved` makes a forward leave nothing. */
+#define NVSUBQ_OP(op, Args)                                      \
+  NVSUBQ_API int64_t nvsubq_##op##_workspace(const Args* args); \
+  NVSUBQ_API int64_t nvsubq_##op##_saved(const Args* args);     \
+  NVSUBQ_API int nvsubq_##op##_forward(const Args* args);       \
+  NVSUBQ_API int nvsubq_##op##_backward(const Args* args);
 
-NVSUBQ_API int64_t nvsubq_conv1d_workspace(const nvsubq_conv1d_args* args);
-NVSUBQ_API int nvsubq_conv1d_forward(const nvsubq_conv1d_args* args);
-NVSUBQ_API int nvsubq_conv1d_backward(const nvsubq_conv1d_args* args);
+NVSUBQ_OP(selective_scan, nvsubq_selective_scan_args)
+NVSUBQ_OP(conv1d, nvsubq_conv1d_args)
 
 #ifdef __cplusplus
 }

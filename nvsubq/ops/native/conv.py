@@ -19,7 +19,6 @@ LAYOUT = Layout(
         "batch", "length", "width", "taps", "dilation", "state_width", "blocks",
         "flags", "device", "threads", "level",
     ),
-    saved=False,
     tensors=(
         "x", "weight", "bias", "initial_state", "index", "segment", "count", "y", "final_state",
         "d_y", "d_final_state", "d_x", "d_weight", "d_bias", "d_initial_state",

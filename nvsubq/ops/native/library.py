@@ -35,10 +35,8 @@ _RESULTS = {
     "nvsubq_build_info": ctypes.c_char_p,
     "nvsubq_last_error": ctypes.c_char_p,
     "nvsubq_level_name": ctypes.c_char_p,
-    "nvsubq_selective_scan_workspace": ctypes.c_int64,
-    "nvsubq_selective_scan_saved": ctypes.c_int64,
-    "nvsubq_conv1d_workspace": ctypes.c_int64,
 }
+_OPS = ("selective_scan", "conv1d")
 
 # 0: the best instruction set that the machine has and NVSUBQ_CPU_ISA allows; else one of LEVELS (for tests).
 forced_level = 0
@@ -66,6 +64,9 @@ def open_library(folder: Path) -> tuple[ctypes.CDLL | None, str]:
         return None, f"the native library speaks version {version} of its interface, nvsubq {ABI}"
     for name, result in _RESULTS.items():
         getattr(library, name).restype = result
+    for op in _OPS:
+        for size in ("workspace", "saved"):
+            getattr(library, f"nvsubq_{op}_{size}").restype = ctypes.c_int64
     library.nvsubq_level_name.argtypes = [ctypes.c_int64]
     return library, ""
 
@@ -111,17 +112,14 @@ class Layout:
 
     Args:
         scalars: int64 fields after `size` and `abi`.
-        saved: whether `saved` and `saved_bytes` follow workspace, workspace_bytes and stream.
         tensors: names of the tensors.
     """
 
     scalars: tuple[str, ...]
-    saved: bool
     tensors: tuple[str, ...]
 
     def packer(self) -> struct.Struct:
-        memory = "QqQQq" if self.saved else "QqQ"
-        return struct.Struct(f"@2I{len(self.scalars)}q{memory}{_TENSOR * len(self.tensors)}")
+        return struct.Struct(f"@2I{len(self.scalars)}qQqQQq{_TENSOR * len(self.tensors)}")
 
 
 def describe(tensor: Tensor | None) -> tuple[int, ...]:
@@ -189,9 +187,7 @@ class Call:
         buffer = getattr(self.local, "buffer", None)
         if buffer is None:
             buffer = self.local.buffer = ctypes.create_string_buffer(self.packer.size)
-        memory = [*_memory(work), 0]
-        if self.layout.saved:
-            memory += _memory(saved)
+        memory = (*_memory(work), 0, *_memory(saved))
         self.packer.pack_into(buffer, 0, self.packer.size, ABI, *scalars, *memory, *fields)
         return buffer
 

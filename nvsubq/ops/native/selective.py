@@ -23,7 +23,6 @@ LAYOUT = Layout(
         "batch", "length", "width", "states", "groups", "blocks",
         "flags", "discretization", "device", "threads", "level",
     ),
-    saved=True,
     tensors=(
         *INPUTS, "index", "segment", "count", "y", "final_state", "d_y", "d_final_state",
         "d_u", "d_delta", "d_A", "d_B", "d_C", "d_D", "d_z", "d_delta_bias", "d_delta_a", "d_timesteps",

@@ -1,17 +1,25 @@
 // `selective_scan`: what the forward and the backward share. Lanes are channels; a task is one row and one chunk
 // of channels of one group, and runs along the whole walk.
-#ifndef NVSUBQ_CPU_SELECTIVE_H
-#define NVSUBQ_CPU_SELECTIVE_H
+#ifndef NVSUBQ_CPU_SELECTIVE_SCAN_COMMON_H
+#define NVSUBQ_CPU_SELECTIVE_SCAN_COMMON_H
 
 #include <initializer_list>
 
-#include "kernels.h"
-#include "pool.h"
-#include "storage.h"
+#include "../op.h"
+#include "../pool.h"
+#include "../storage.h"
 
 namespace {
 
 using Selective = nvsubq_selective_scan_args;
+
+// Cells of a segment: states are kept at the borders of segments, and a backward makes the others again.
+inline int64_t segment_cells(int64_t states) { return states <= 16 ? 32 : 64; }
+
+inline int64_t segments(int64_t length, int64_t states) {
+  const int64_t cells = segment_cells(states);
+  return (length + cells - 1) / cells;
+}
 
 constexpr int kMaxCells = 64;  // of a segment
 constexpr int kTogether = 4;   // states that are advanced in one pass, in registers
@@ -195,7 +203,7 @@ inline void write_state(const nvsubq_tensor& to, const Place& place, int64_t sta
 // Where the states that enter segment s >= 1 are kept, [B][segments - 1][N][D].
 template <class T>
 inline T* saved_states(const Selective& a, const Place& place, int64_t segment, int tile) {
-  const int64_t borders = nvsubq::segments(a.length, a.states) - 1;
+  const int64_t borders = segments(a.length, a.states) - 1;
   T* row = static_cast<T*>(a.saved) + (place.row * borders + segment - 1) * a.states * a.width;
   return row + place.template channel<T>(tile);
 }

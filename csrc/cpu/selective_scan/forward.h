@@ -1,8 +1,8 @@
 // `selective_scan`, forward.
-#ifndef NVSUBQ_CPU_SELECTIVE_FORWARD_H
-#define NVSUBQ_CPU_SELECTIVE_FORWARD_H
+#ifndef NVSUBQ_CPU_SELECTIVE_SCAN_FORWARD_H
+#define NVSUBQ_CPU_SELECTIVE_SCAN_FORWARD_H
 
-#include "selective.h"
+#include "common.h"
 
 namespace {
 
@@ -85,7 +85,7 @@ struct Forward {
     ForwardScratch<T> x(arena, a);
     read_rates<T, KIND>(a, place, x.rates);
     read_state<T>(a.initial_state, place, a.states, x.state);
-    const int64_t most = nvsubq::segment_cells(a.states), count = nvsubq::segments(a.length, a.states);
+    const int64_t most = segment_cells(a.states), count = segments(a.length, a.states);
     Segment segment;
     for (int64_t i = 0; i < count; ++i) {
       segment.read(steps, i * most, most);

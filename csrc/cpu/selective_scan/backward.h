@@ -1,10 +1,10 @@
 // `selective_scan`, backward: segments from the last to the first; the states of one are made again from the one
 // kept at its border. Sums over channels (dB, dC) and over rows (dA and other parameters) go through partial sums
 // that are added in a fixed order.
-#ifndef NVSUBQ_CPU_SELECTIVE_BACKWARD_H
-#define NVSUBQ_CPU_SELECTIVE_BACKWARD_H
+#ifndef NVSUBQ_CPU_SELECTIVE_SCAN_BACKWARD_H
+#define NVSUBQ_CPU_SELECTIVE_SCAN_BACKWARD_H
 
-#include "selective.h"
+#include "common.h"
 
 namespace {
 
@@ -198,9 +198,9 @@ struct Backward {
     read_state<T>(a.d_final_state, place, a.states, x.arriving);
     for (int64_t i = 0; i < place.tiles * a.states; ++i) x.d_rate[i] = V{};
     for (int i = 0; i < place.tiles; ++i) x.d_skip[i] = x.d_bias[i] = x.d_step[i] = V{};
-    const int64_t most = nvsubq::segment_cells(a.states);
+    const int64_t most = segment_cells(a.states);
     Segment segment;
-    for (int64_t i = nvsubq::segments(a.length, a.states) - 1; i >= 0; --i) {
+    for (int64_t i = segments(a.length, a.states) - 1; i >= 0; --i) {
       segment.read(steps, i * most, most);
       if (!segment.cells) continue;
       read_states<T>(a.B, place, segment, a.states, x.B);

@@ -1,12 +1,12 @@
 // `causal_conv1d`: a task is one row, one chunk of channels of one block and one piece of the walk. Its inputs are
 // first laid out by step, with those before it; a backward makes the outputs after it again, so that no task
 // depends on another.
-#ifndef NVSUBQ_CPU_CONV_H
-#define NVSUBQ_CPU_CONV_H
+#ifndef NVSUBQ_CPU_CONV1D_H
+#define NVSUBQ_CPU_CONV1D_H
 
-#include "kernels.h"
-#include "pool.h"
-#include "storage.h"
+#include "../op.h"
+#include "../pool.h"
+#include "../storage.h"
 
 namespace {
 

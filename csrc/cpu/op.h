@@ -1,0 +1,51 @@
+// What every op is made of: kernels compiled once for each instruction set, behind one table.
+//
+// A folder per op: `kernels.cpp` defines NVSUBQ_KERNELS(op) and is compiled for each level, `entry.cpp` holds the C
+// functions, which check the struct and pick the table of a level.
+#ifndef NVSUBQ_CPU_OP_H
+#define NVSUBQ_CPU_OP_H
+
+#include "../include/nvsubq.h"
+
+namespace nvsubq {
+
+// Bytes of workspace that serve both passes, bytes that a forward leaves for its backward, and the passes.
+template <class Args>
+struct Op {
+  int64_t (*workspace)(const Args&);
+  int64_t (*saved)(const Args&);
+  void (*forward)(const Args&);
+  void (*backward)(const Args&);
+};
+
+template <class Args>
+inline int64_t nothing_saved(const Args&) {
+  return 0;
+}
+
+}  // namespace nvsubq
+
+#define NVSUBQ_JOIN_(a, b) a##_##b
+#define NVSUBQ_JOIN(a, b) NVSUBQ_JOIN_(a, b)
+// The name of an op's table at the level that is being compiled: `avx2_conv1d`.
+#define NVSUBQ_KERNELS(op) NVSUBQ_JOIN(NVSUBQ_LEVEL, op)
+
+#if defined(NVSUBQ_X86)
+#define NVSUBQ_DECLARE(op, Args)            \
+  namespace nvsubq {                        \
+  extern const Op<Args> baseline_##op;      \
+  extern const Op<Args> avx2_##op;          \
+  extern const Op<Args> avx512_##op;        \
+  }
+#define NVSUBQ_PICK(op, level)                                                              \
+  ((level) == NVSUBQ_LEVEL_AVX512 ? nvsubq::avx512_##op                                     \
+                                  : (level) == NVSUBQ_LEVEL_AVX2 ? nvsubq::avx2_##op : nvsubq::baseline_##op)
+#else
+#define NVSUBQ_DECLARE(op, Args)       \
+  namespace nvsubq {                   \
+  extern const Op<Args> baseline_##op; \
+  }
+#define NVSUBQ_PICK(op, level) ((void)(level), nvsubq::baseline_##op)
+#endif
+
+#endif

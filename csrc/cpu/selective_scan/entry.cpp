@@ -1,0 +1,25 @@
+#include "../entry.h"
+
+#include <initializer_list>
+
+namespace {
+
+using namespace nvsubq;
+
+int check(const nvsubq_selective_scan_args* a) {
+  if (const int status = check_head(a)) return status;
+  if (a->states < 0) return fail(NVSUBQ_INVALID, "states (=%lld)", (long long)a->states);
+  if (a->groups < 1 || a->width % a->groups || a->groups % a->blocks)
+    return fail(NVSUBQ_INVALID, "groups (=%lld) must divide width (=%lld) and be a multiple of blocks (=%lld)",
+                (long long)a->groups, (long long)a->width, (long long)a->blocks);
+  if (a->discretization < NVSUBQ_MAMBA || a->discretization > NVSUBQ_NO_DISCRETIZATION)
+    return fail(NVSUBQ_INVALID, "discretization (=%lld)", (long long)a->discretization);
+  if (present(a->timesteps) && !present(a->delta_a)) return fail(NVSUBQ_INVALID, "timesteps need delta_a");
+  for (const nvsubq_tensor* t : {&a->u, &a->delta, &a->A, &a->B, &a->C})
+    if (!present(*t)) return fail(NVSUBQ_INVALID, "u, delta, A, B or C is absent");
+  return NVSUBQ_OK;
+}
+
+}  // namespace
+
+NVSUBQ_ENTRIES(selective_scan, nvsubq_selective_scan_args)
