@@ -25,9 +25,11 @@ DTYPES = {
     torch.bfloat16: 3,
     torch.int32: 4,
     torch.int64: 5,
+    torch.complex64: 0,
+    torch.complex128: 1,
 }
 DOUBLE, SOFTPLUS, SILU = 1, 2, 4
-PRESENT = 1
+PRESENT, COMPLEX = 1, 2
 
 _ABSENT = (0, 0, 0, 0, 0, 0, 0)
 _TENSOR = "Q4q2i"
@@ -127,12 +129,17 @@ def describe(tensor: Tensor | None) -> tuple[int, ...]:
     if tensor is None:
         return _ABSENT
     stride = tensor.stride()
-    return tensor.data_ptr(), *stride, *(0,) * (4 - len(stride)), DTYPES[tensor.dtype], PRESENT
+    flags = PRESENT | COMPLEX if tensor.is_complex() else PRESENT
+    return tensor.data_ptr(), *stride, *(0,) * (4 - len(stride)), DTYPES[tensor.dtype], flags
 
 
 def rows(tensor: Tensor | None) -> Tensor | None:
-    """The tensor itself where its last axis is contiguous, as kernels need it, else a copy."""
-    if tensor is None or tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
+    """The tensor itself where its memory is as kernels need it, the last axis contiguous, else a copy."""
+    if tensor is None:
+        return None
+    if tensor.is_conj() or tensor.is_neg():  # views that say what their memory does not
+        return tensor.resolve_conj().resolve_neg().contiguous()
+    if tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
         return tensor
     return tensor.contiguous()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 from nvsubq.ops.native import library
 from nvsubq.ops.native.library import DOUBLE, SOFTPLUS, Call, Layout, rows
 from nvsubq.ops.native.walking import Tables
-from nvsubq.ops.numerics import accumulation_dtype
+from nvsubq.ops.numerics import accumulation_dtype, complex_of
 
+FIXED_B, FIXED_C, FIXED_GATE = 256, 512, 1024
 KINDS = {"mamba": 0, "zoh": 1, "async": 1, "bilinear": 2, "dirac": 3, "no_discretization": 4}
 INPUTS = (
     "u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_a", "timesteps", "initial_state",
@@ -26,14 +27,14 @@ LAYOUT = Layout(
     tensors=(
         *INPUTS, "index", "segment", "count", "y", "final_state", "d_y", "d_final_state",
         "d_u", "d_delta", "d_A", "d_B", "d_C", "d_D", "d_z", "d_delta_bias", "d_delta_a", "d_timesteps",
-        "d_initial_state",
+        "d_initial_state", "decay_gate", "d_decay_gate",
     ),
 )  # fmt: skip
 CALL = Call(LAYOUT, "nvsubq_selective_scan")
 
 
 class _Inputs(NamedTuple):
-    """The tensors of a call that carry gradients, in the order of the struct."""
+    """The tensors of a call that carry gradients, in the order of the struct but for the last."""
 
     u: Tensor
     delta: Tensor
@@ -46,6 +47,7 @@ class _Inputs(NamedTuple):
     delta_a: Tensor | None
     timesteps: Tensor | None
     initial_state: Tensor | None
+    decay_gate: Tensor | None
 
 
 class _Plan(NamedTuple):
@@ -59,8 +61,11 @@ class _Plan(NamedTuple):
     def scalars(self, inputs: _Inputs) -> tuple[int, ...]:
         batch, length, width = inputs.u.shape
         states = inputs.A.shape[1]
-        groups = max((t.shape[2] for t in (inputs.B, inputs.C) if t.dim() == 4), default=1)
+        grouped = (t.shape[2] for t in (inputs.B, inputs.C) if t.dim() == 4)
+        groups = max(grouped, default=self.tables.blocks)
         flags = (DOUBLE if self.dtype == torch.float64 else 0) | (SOFTPLUS if self.softplus else 0)
+        for t, flag in ((inputs.B, FIXED_B), (inputs.C, FIXED_C), (inputs.decay_gate, FIXED_GATE)):
+            flags |= flag if t is not None and t.dim() == 2 else 0
         threads = library.threads(batch * length * width * states)
         sizes = (batch, length, width, states, groups, self.tables.blocks)
         return *sizes, flags, self.kind, 0, threads, library.forced_level
@@ -87,9 +92,8 @@ def selective_scan(
     order: Tensor | None = None,
     reverse: bool | Sequence[bool] = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Backend of `nvsubq.ops.selective_scan`, with its arguments; `declines` has refused a `decay_gate`."""
-    del decay_gate
-    tensors = (u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, initial_state)
+    """Backend of `nvsubq.ops.selective_scan`, with its arguments."""
+    tensors = (u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, initial_state, decay_gate)
     tables = Tables(u.shape[1], order, reverse, seq_idx)
     plan = _Plan(delta_softplus, KINDS[discretization], accumulation_dtype(*tensors), tables)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -104,11 +108,11 @@ def _contiguous(tensors: Sequence[Tensor | None]) -> _Inputs:
 
 
 def _over_groups(inputs: _Inputs) -> list[Tensor | None]:
-    """The inputs as the struct has them: B and C `[B, L, G, N]`, with stride 0 where there is one group."""
+    """The inputs as the struct has them: B, C, gate `[B, L, G, N]`, with stride 0 where there is one group."""
     given: list[Tensor | None] = list(inputs)
-    for i in (3, 4):
-        t: Any = given[i]
-        if t.dim() == 3:
+    for i in (3, 4, 11):
+        t = given[i]
+        if t is not None and t.dim() == 3:
             given[i] = _one_group(t)
     return given
 
@@ -122,8 +126,10 @@ def _one_group(t: Tensor) -> Tensor:
 def _forward(plan: _Plan, inputs: _Inputs, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     u = inputs.u
     y = torch.empty(u.shape, dtype=u.dtype)
-    final = torch.empty(u.shape[0], *inputs.A.shape, dtype=plan.dtype)
-    tensors = [*_over_groups(inputs), *plan.tables.tensors, y, final, *[None] * 13]
+    kept = complex_of(plan.dtype) if inputs.A.is_complex() else plan.dtype
+    final = torch.empty(u.shape[0], *inputs.A.shape, dtype=kept)
+    *given, gate = _over_groups(inputs)
+    tensors = [*given, *plan.tables.tensors, y, final, *[None] * 13, gate, None]
     scalars = plan.scalars(inputs)
     saved = CALL.saved(scalars, tensors) if keep else None
     CALL.run("forward", scalars, tensors, saved)
@@ -149,7 +155,9 @@ class _Scan(torch.autograd.Function):
         inputs = _Inputs(*tensors)
         d_y = torch.zeros(inputs.u.shape, dtype=inputs.u.dtype) if d_y is None else rows(d_y)
         grads = [None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in inputs]
-        groups = _over_groups(_Inputs(*grads))  # type: ignore[arg-type]
-        given = [*_over_groups(inputs), *ctx.plan.tables.tensors, None, None, d_y, rows(d_final), *groups]
+        *over_groups, d_gate = _over_groups(_Inputs(*grads))  # type: ignore[arg-type]
+        *given, gate = _over_groups(inputs)
+        cotangents = (d_y, rows(d_final))
+        given += [*ctx.plan.tables.tensors, None, None, *cotangents, *over_groups, gate, d_gate]
         CALL.run("backward", ctx.plan.scalars(inputs), given, saved)
         return None, *grads
