@@ -50,20 +50,24 @@ struct Backward {
   void one(int64_t task, int64_t slot) {
     const Place place = Place::of<T>(chunks, task);
     const Steps steps = steps_at(a, place);
-    Segment segment;
+    Segment segment, next;
     Arena arena(static_cast<char*>(a.workspace) + partial_bytes + slot * slot_bytes);
     Scratch x(arena, a, chunks, place, segment, partial);
     x.given.read_fixed(a, place, Loops::rate_unit);
     read_by_channel<T, CX>(a.d_final_state, place.row, place, a.states, x.arriving);
     x.start();
-    const int64_t most = segment_cells(a.states);
-    for (int64_t i = segments(a.length, a.states) - 1; i >= 0; --i) {
-      segment.read(steps, i * most, most);
+    const int64_t most = segment_cells(a.states), last = segments(a.length, a.states) - 1;
+    next.read(steps, last * most, most);
+    for (int64_t i = last; i >= 0; --i) {
+      segment = next;
+      next.read(steps, i ? (i - 1) * most : a.length, most);
       if (!segment.cells) continue;
+      x.given.expect(a, place, next);
       x.given.read_segment(a, place, segment);
       if (!i) read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, x.entering);
       for (int tile = 0; tile < place.tiles; ++tile) {
         if (i) SavedStates<T, CX>(a, place, i, tile).read(x.entering + tile * a.states);
+        expect_tile(place, next, place.channel<T>(tile));
         read_tile(place, segment, tile, x);
       }
       Loops::gradients(x);
@@ -74,6 +78,13 @@ struct Backward {
           partial.times[(place.row * a.length + segment.cell[t]) * chunks.count + place.chunk] = x.times[t];
     }
     finish(place, steps, x);
+  }
+
+  void expect_tile(const Place& place, const Segment& next, int64_t channel) const {
+    for (int t = 0; t < next.cells; ++t) {
+      for (const nvsubq_tensor* in : {&a.u, &a.delta, &a.z, &a.d_y}) place.expect_read(*in, next.cell[t], channel);
+      for (const nvsubq_tensor* out : {&a.d_u, &a.d_delta, &a.d_z}) place.expect_write(*out, next.cell[t], channel);
+    }
   }
 
   void read_tile(const Place& place, const Segment& segment, int tile, Scratch& x) const {

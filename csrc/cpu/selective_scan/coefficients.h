@@ -104,6 +104,10 @@ struct Coefficient {
         for (int i = 0; i < parts; ++i) to[n * parts + i] = i < given ? read_one<T>(from, offset + n * given + i) : T(0);
     }
   }
+  void expect(const nvsubq_tensor& from, const Place& place, const Segment& next) const {
+    if (!has(from) || !cells) return;
+    for (int t = 0; t < next.cells; ++t) expect_read(from, at(from, place.row, next.cell[t], place.group));
+  }
   Along<T, CX> of(int tile, int64_t n) const {
     if (cells) return {cells + n * parts, states * parts, Number<T, CX>{}};
     return {nullptr, 0, fixed[tile * states + n]};
@@ -132,6 +136,11 @@ struct Coefficients {
     if (a.flags & NVSUBQ_FIXED_B) read_by_channel<T, CX>(a.B, -1, place, a.states, B.fixed);
     if (a.flags & NVSUBQ_FIXED_C) read_by_channel<T, CX>(a.C, -1, place, a.states, C.fixed);
     if (gated && (a.flags & NVSUBQ_FIXED_GATE)) read_by_channel<T, false>(a.decay_gate, -1, place, a.states, gate.fixed);
+  }
+  void expect(const Selective& a, const Place& place, const Segment& next) const {
+    B.expect(a.B, place, next);
+    C.expect(a.C, place, next);
+    gate.expect(a.decay_gate, place, next);
   }
   void read_segment(const Selective& a, const Place& place, const Segment& segment) {
     B.read_segment(a.B, place, segment);

@@ -66,6 +66,13 @@ struct Place {
   int64_t channel(int tile) const {
     return first + int64_t(tile) * Simd<T>::W;
   }
+  // Asks for the rows of a cell of the next segment.
+  void expect_read(const nvsubq_tensor& t, int64_t cell, int64_t channel) const {
+    if (has(t)) ::expect_read(t, at(t, row, cell, channel));
+  }
+  void expect_write(const nvsubq_tensor& t, int64_t cell, int64_t channel) const {
+    if (has(t)) ::expect_write(t, at(t, row, cell, channel));
+  }
 };
 
 inline Steps steps_at(const Selective& a, const Place& place) {

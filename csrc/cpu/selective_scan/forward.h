@@ -54,14 +54,22 @@ struct Forward {
     x.given.read_fixed(a, place, Loops::rate_unit);
     read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, x.state);
     const int64_t most = segment_cells(a.states), count = segments(a.length, a.states);
-    Segment segment;
+    Segment segment, next;
+    next.read(steps, 0, most);
     for (int64_t i = 0; i < count; ++i) {
-      segment.read(steps, i * most, most);
+      segment = next;
+      next.read(steps, (i + 1) * most, most);
+      x.given.expect(a, place, next);
       if (segment.cells) x.given.read_segment(a, place, segment);
       for (int tile = 0; tile < place.tiles; ++tile) {
         Num* state = x.state + tile * a.states;
         if (i && a.saved) SavedStates<T, CX>(a, place, i, tile).write(state);
         if (!segment.cells) continue;
+        for (int t = 0; t < next.cells; ++t) {
+          for (const nvsubq_tensor* in : {&a.u, &a.delta, &a.z})
+            place.expect_read(*in, next.cell[t], place.channel<T>(tile));
+          place.expect_write(a.y, next.cell[t], place.channel<T>(tile));
+        }
         x.tile.read(a, place, segment, tile);
         for (int t = 0; t < segment.cells; ++t) x.out[t] = V{};
         Loops::advance(a.discretization, x.tile, segment, x.given, tile, state, x.out, *x.memory);
