@@ -17,14 +17,15 @@ have a batch axis. All moves are differentiable, any number of times, without fl
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nvsubq.ops.arguments import integers
+from nvsubq.ops.arguments import Arguments, integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ def plan_walk(
 ) -> Walk:
     """Check `order` and `reverse` and turn them into a `Walk` on `device`.
 
-    The plan without `seq_idx` is cached per `order` tensor until that is changed or freed; asking is cheap.
+    The plan is cached per `order` and `seq_idx` tensor until one is changed or freed; asking again is cheap.
 
     Args:
         length: number of cells L.
@@ -128,7 +129,15 @@ def plan_walk(
     if device is None:
         device = next((t.device for t in (seq_idx, order) if isinstance(t, Tensor)), "cpu")
     walk = _cached(length, order, _directions(reverse), torch.device(device))
-    return walk if seq_idx is None else _with_sequences(walk, seq_idx)
+    return walk if seq_idx is None else _cached_sequences(walk, seq_idx)
+
+
+def check_walk(check: Arguments, given: Mapping[str, Any], of: str) -> int:
+    """Check a call's `seq_idx`, `order` and `reverse` for S blocks of the axis with letter `of`; give S."""
+    check.table("seq_idx", given["seq_idx"])
+    walk = plan_walk(check.sizes["L"], given["order"], given["reverse"], device=check.device)
+    check.blocks(walk.blocks, of)
+    return walk.blocks
 
 
 def _directions(reverse: bool | Sequence[bool]) -> tuple[bool, ...]:
@@ -141,19 +150,29 @@ def _directions(reverse: bool | Sequence[bool]) -> tuple[bool, ...]:
 
 
 class _Plans:
-    """The plans of one `order` tensor, valid for one version of its memory."""
+    """The plans of one table, `order` or `seq_idx`, valid for one version of its memory."""
 
-    def __init__(self, order: Tensor, forget) -> None:
-        self.order = weakref.ref(order, forget)
-        self.stamp = _stamp(order)
+    def __init__(self, table: Tensor, forget) -> None:
+        self.table = weakref.ref(table, forget)
+        self.stamp = _stamp(table)
         self.walks: dict[tuple, Walk] = {}
 
 
 _plans: dict[int, _Plans] = {}
 
 
-def _stamp(order: Tensor) -> tuple[int, int]:
-    return order.data_ptr(), order._version
+def _stamp(table: Tensor) -> tuple[int, int]:
+    return table.data_ptr(), table._version
+
+
+def _plans_of(table: Tensor, check: Callable[[], None]) -> _Plans:
+    """The plans of a table, none yet where it is new or has changed; then it is checked first."""
+    plans = _plans.get(id(table))
+    if plans is None or plans.table() is not table or plans.stamp != _stamp(table):
+        check()
+        identity = id(table)
+        plans = _plans[identity] = _Plans(table, lambda _: _plans.pop(identity, None))
+    return plans
 
 
 def _cached(length: int, order: Tensor | None, directions: tuple[bool, ...], device: torch.device) -> Walk:
@@ -161,14 +180,20 @@ def _cached(length: int, order: Tensor | None, directions: tuple[bool, ...], dev
         return _plan_row_major(length, directions, device)
     if isinstance(order, Tensor) and order.is_inference():  # carries no version: a change would go unseen
         return _plan(length, order, directions, device)
-    plans = _plans.get(id(order))
-    if plans is None or plans.order() is not order or plans.stamp != _stamp(order):
-        _check_order(length, order)
-        identity = id(order)
-        plans = _plans[identity] = _Plans(order, lambda _: _plans.pop(identity, None))
+    plans = _plans_of(order, lambda: _check_order(length, order))
     key = (length, directions, device)
     if key not in plans.walks:
         plans.walks[key] = _plan(length, order, directions, device)
+    return plans.walks[key]
+
+
+def _cached_sequences(walk: Walk, seq_idx: Tensor) -> Walk:
+    if seq_idx.is_inference():
+        return _with_sequences(walk, seq_idx)
+    plans = _plans_of(seq_idx, lambda: None)
+    key = (walk,)  # by identity, and kept alive by being the key
+    if key not in plans.walks:
+        plans.walks[key] = _with_sequences(walk, seq_idx)
     return plans.walks[key]
 
 

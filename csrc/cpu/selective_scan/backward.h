@@ -40,7 +40,7 @@ struct Backward {
     nvsubq::run_tasks(
         a.threads, a.batch * chunks.count,
         [](void* self, int64_t task, int64_t slot) { static_cast<Backward*>(self)->one(task, slot); }, this);
-    AddUp<T> sums{a, partial, a.groups};
+    AddUp<T> sums{a, partial, chunks.groups};
     nvsubq::run_tasks(
         a.threads, sums.tasks(),
         [](void* self, int64_t task, int64_t) { static_cast<AddUp<T>*>(self)->one(task); }, &sums);
@@ -49,7 +49,7 @@ struct Backward {
  private:
   void one(int64_t task, int64_t slot) {
     const Place place = Place::of<T>(chunks, task);
-    const Steps steps = steps_at(a, place);
+    const Steps steps = steps_at(a, chunks, place);
     Segment segment, next;
     Arena arena(static_cast<char*>(a.workspace) + partial_bytes + slot * slot_bytes);
     Scratch x(arena, a, chunks, place, segment, partial);

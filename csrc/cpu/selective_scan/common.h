@@ -26,13 +26,15 @@ constexpr int kMaxCells = 64;  // of a segment
 
 // Chunks depend on the width alone: on neither threads nor batch, or the bits of a row would.
 struct Chunks {
-  int64_t run, width, per_group, count;
+  int64_t groups, run, width, per_group, count;
 
   explicit Chunks(const Selective& a) {
-    run = a.groups > 0 ? a.width / a.groups : 0;
+    const int64_t fixed = NVSUBQ_FIXED_B | NVSUBQ_FIXED_C;
+    groups = (a.flags & fixed) == fixed ? a.blocks : a.groups;  // where nothing has groups, blocks have walks
+    run = a.width / groups;
     width = run > 256 ? 64 : 32;
     per_group = (run + width - 1) / width;
-    count = per_group * a.groups;
+    count = per_group * groups;
   }
   template <class T>
   int64_t tiles() const {
@@ -75,8 +77,8 @@ struct Place {
   }
 };
 
-inline Steps steps_at(const Selective& a, const Place& place) {
-  return steps_of(a, place.row, place.group * a.blocks / a.groups);
+inline Steps steps_at(const Selective& a, const Chunks& chunks, const Place& place) {
+  return steps_of(a, place.row, place.group * a.blocks / chunks.groups);
 }
 
 // The cells of a segment, and which of them drop the state that comes in.

@@ -9,7 +9,8 @@ using namespace nvsubq;
 int check(const nvsubq_selective_scan_args* a) {
   if (const int status = check_head(a)) return status;
   if (a->states < 0) return fail(NVSUBQ_INVALID, "states (=%lld)", (long long)a->states);
-  if (a->groups < 1 || a->width % a->groups || a->groups % a->blocks)
+  const int64_t fixed = NVSUBQ_FIXED_B | NVSUBQ_FIXED_C;
+  if (a->groups < 1 || a->width % a->groups || (a->groups % a->blocks && (a->flags & fixed) != fixed))
     return fail(NVSUBQ_INVALID, "groups (=%lld) must divide width (=%lld) and be a multiple of blocks (=%lld)",
                 (long long)a->groups, (long long)a->width, (long long)a->blocks);
   if (a->discretization < NVSUBQ_MAMBA || a->discretization > NVSUBQ_NO_DISCRETIZATION)

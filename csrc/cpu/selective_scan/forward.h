@@ -48,7 +48,7 @@ struct Forward {
  private:
   void one(int64_t task, int64_t slot) {
     const Place place = Place::of<T>(chunks, task);
-    const Steps steps = steps_at(a, place);
+    const Steps steps = steps_at(a, chunks, place);
     Arena arena(static_cast<char*>(a.workspace) + slot * slot_bytes);
     Scratch x(arena, a, chunks);
     x.given.read_fixed(a, place, Loops::rate_unit);
