@@ -194,8 +194,10 @@ class PlainCall:
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             y, final = self(tensors, seq_idx, order, True)
-        # The final state may be a part of y, and an operator's outputs must not share memory.
-        return y, final.clone(), y.new_empty(0, dtype=torch.float32)
+        # An operator's outputs share no memory with each other or an input, and are laid out as its fakes are.
+        y = y if y.is_contiguous() and y.numel() else y.clone(memory_format=torch.contiguous_format)
+        final = final.clone(memory_format=torch.contiguous_format)
+        return y, final, y.new_empty(0, dtype=torch.float32)
 
     def backward(
         self,

@@ -151,7 +151,7 @@ def _outputs(given: Mapping[str, Any]) -> tuple[Output, Output]:
     a, b = given["a"], given["b"]
     exact = accumulation_dtype(a, b, given["dt"], given["initial_state"])
     is_complex = a.is_complex() or b.is_complex()
-    y = b.dtype if b.is_complex() or not is_complex else b.dtype.to_complex()
+    y = b.dtype if b.is_complex() or not is_complex else complex_of(b.dtype)
     return Output(b.shape, y), Output((b.shape[0], b.shape[2]), complex_of(exact) if is_complex else exact)
 
 
