@@ -69,7 +69,7 @@ def test_sizes_are_pinned() -> None:
     """A change of these breaks callers built before: `NVSUBQ_ABI` must rise, or fields go to the end."""
     sizes = {name: layout.packer().size for name, layout in STRUCTS.items()}
     assert ctypes.sizeof(CTensor) == 48
-    assert sizes == {"nvsubq_selective_scan_args": 1528, "nvsubq_conv1d_args": 856}
+    assert sizes == {"nvsubq_selective_scan_args": 1624, "nvsubq_conv1d_args": 856}
 
 
 @needs_native
@@ -82,7 +82,7 @@ def test_the_library_refuses_what_it_does_not_know() -> None:
     head = ctypes.create_string_buffer(2000)
     head[4] = library.ABI
     assert lib.nvsubq_selective_scan_forward(head) != 0
-    assert lib.nvsubq_last_error() == b"the struct has 0 bytes, this library knows 1528"
+    assert lib.nvsubq_last_error() == b"the struct has 0 bytes, this library knows 1624"
     head[4] = 7
     assert lib.nvsubq_conv1d_forward(head) != 0
     assert lib.nvsubq_last_error() == b"the caller speaks version 7 of the interface, this library 1"

@@ -134,11 +134,10 @@ def describe(tensor: Tensor | None, seen: Callable[[Any], tuple[int, ...]] | Non
 
 
 def readable(tensor: Tensor | None) -> Tensor | None:
-    """The tensor itself where kernels can read it (last axis contiguous, no lazy conjugate), or a copy."""
+    """The tensor itself where kernels can read it (last axis contiguous, no lazy conjugate or sign), or a copy."""
     if tensor is None:
         return None
-    if tensor.is_complex():
-        tensor = tensor.resolve_conj()
+    tensor = tensor.resolve_conj().resolve_neg()
     if tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.numel() == 0:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -8,6 +8,7 @@ from typing import Any
 from nvsubq.ops.native.call import Described, NativeOp
 from nvsubq.ops.native.library import SOFTPLUS, Layout
 
+FIXED = {"B": 256, "C": 512, "decay_gate": 1024}  # over time: [D, N]
 KINDS = {"mamba": 0, "zoh": 1, "async": 1, "bilinear": 2, "dirac": 3, "no_discretization": 4}
 INPUTS = (
     "u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_a", "timesteps", "initial_state",
@@ -20,7 +21,7 @@ LAYOUT = Layout(
     tensors=(
         *INPUTS, "index", "segment", "count", "y", "final_state", "d_y", "d_final_state",
         "d_u", "d_delta", "d_A", "d_B", "d_C", "d_D", "d_z", "d_delta_bias", "d_delta_a", "d_timesteps",
-        "d_initial_state",
+        "d_initial_state", "decay_gate", "d_decay_gate",
     ),
 )  # fmt: skip
 
@@ -28,12 +29,13 @@ LAYOUT = Layout(
 def _describe(arguments: Mapping[str, Any]) -> Described:
     batch, length, width = arguments["u"].shape
     states = arguments["A"].shape[1]
-    over_groups = {name: arguments[name].dim() == 4 for name in ("B", "C")}
-    groups = max((arguments[name].shape[2] for name, several in over_groups.items() if several), default=1)
+    axes = {name: t.dim() for name in FIXED if (t := arguments[name]) is not None}
+    groups = max((arguments[name].shape[2] for name, count in axes.items() if count == 4), default=1)
     scalars = {"batch": batch, "length": length, "width": width, "states": states, "groups": groups}
     scalars["flags"] = SOFTPLUS if arguments["delta_softplus"] else 0
+    scalars["flags"] |= sum(FIXED[name] for name, count in axes.items() if count == 2)
     scalars["discretization"] = KINDS[arguments["discretization"]]
-    strides = {name: _one_group for name, several in over_groups.items() if not several}
+    strides = {name: _one_group for name, count in axes.items() if count == 3}
     return Described(scalars, batch * length * width * states, strides)
 
 
@@ -45,7 +47,8 @@ def _saved_elements(arguments: Mapping[str, Any]) -> int:
     """States at the borders of segments, of which there are at most one in so many cells."""
     batch, length, width = arguments["u"].shape
     states = arguments["A"].shape[1]
-    return batch * (length // (32 if states <= 16 else 64)) * states * width
+    parts = 2 if arguments["A"].is_complex() else 1
+    return batch * (length // (32 if states <= 16 else 64)) * states * parts * width
 
 
 selective_scan = NativeOp("selective_scan", LAYOUT, _describe, _saved_elements)
