@@ -134,7 +134,7 @@ def describe(tensor: Tensor | None, seen: Callable[[Any], tuple[int, ...]] | Non
 
 
 def readable(tensor: Tensor | None) -> Tensor | None:
-    """The tensor itself where kernels can read it (last axis contiguous, no lazy conjugate or sign), or a copy."""
+    """The tensor itself where kernels can read it (last axis contiguous, nothing lazy), or a copy."""
     if tensor is None:
         return None
     tensor = tensor.resolve_conj().resolve_neg()
