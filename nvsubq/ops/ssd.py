@@ -78,24 +78,25 @@ def ssd_scan(
     check.table("seq_idx", seq_idx)
     walk = plan_walk(check.sizes["L"], order, reverse, device=x.device)
     check.blocks(walk.blocks, "H")
-    return dispatch.resolve("ssd_scan", backend, x.device).ssd_scan(
-        x,
-        dt,
-        A,
-        B,
-        C,
-        D,
-        z,
-        dt_bias=dt_bias,
-        dt_softplus=dt_softplus,
-        dt_limit=dt_limit,
-        chunk_size=chunk_size,
-        initial_state=initial_state,
-        return_final_state=return_final_state,
-        seq_idx=seq_idx,
-        order=order,
-        reverse=reverse,
-    )
+    arguments = {
+        "x": x,
+        "dt": dt,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "z": z,
+        "dt_bias": dt_bias,
+        "dt_softplus": dt_softplus,
+        "dt_limit": dt_limit,
+        "chunk_size": chunk_size,
+        "initial_state": initial_state,
+        "return_final_state": return_final_state,
+        "seq_idx": seq_idx,
+        "order": order,
+        "reverse": reverse,
+    }
+    return dispatch.resolve("ssd_scan", backend, x.device, arguments).ssd_scan(**arguments)
 
 
 @torch.no_grad()

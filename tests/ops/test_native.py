@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 def served(case: Case) -> bool:
     tensors, options = case.build()
-    return case.op in ("selective_scan", "causal_conv1d") and declines(case.op, tensors | options) is None
+    return case.op in ("selective_scan", "causal_conv1d", "ssd_scan") and declines(case.op, tensors | options) is None
 
 
 SERVED = [case for case in cases() if served(case)]
