@@ -92,9 +92,12 @@ struct Adjoint {
     for (int t = 0; t < chunk.cells; ++t) {
       T* out = x.out + t * width;
       read_row<T>(a, a.d_y, place, cell(t), out);
+      fetch_row(a, a.d_y, place, steps, chunk.begin + t - kMaxChunk);
+      fetch_row(a, a.x, place, steps, chunk.begin + t - segment_cells(a));
       if (!has(a.z)) continue;
       T *y = x.y + t * width, *z = x.row;
       read_row<T>(a, a.z, place, cell(t), z);
+      fetch_row(a, a.z, place, steps, chunk.begin + t - kMaxChunk);
       for (int64_t p = 0; p < width; p += W) {
         Vec<T> full = load<T>(y + p);
         if (has(a.D)) full = full + load<T>(x.skip + p) * load<T>(x.head.x + t * width + p);

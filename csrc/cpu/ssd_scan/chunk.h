@@ -117,6 +117,7 @@ struct HeadChunk {
     const int64_t width = padded_width<T>(a);
     for (int t = 0; t < chunk.cells; ++t) {
       read_row<T>(a, a.x, place, steps.cell(chunk.begin + t), x + t * width);
+      fetch_row(a, a.x, place, steps, chunk.begin + t + kMaxChunk);
       for (int64_t p = 0; p < width; p += W) store<T>(w + t * width + p, load<T>(x + t * width + p) * step[t]);
     }
   }

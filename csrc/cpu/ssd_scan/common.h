@@ -147,13 +147,22 @@ inline T* saved_state(const Ssd& a, const Place& place, int64_t segment) {
   return static_cast<T*>(a.saved) + (border * a.heads + place.head) * a.states * head_width(a);
 }
 
-// Rows of P lanes of one head: one cell of x, y, z or a gradient of theirs.
+// Rows of P lanes of one head: one cell of x, y, z or a gradient of theirs. Neighbouring rows of a head lie H P
+// elements apart, which a processor does not foresee.
 template <class T>
 inline void read_row(const Ssd& a, const nvsubq_tensor& from, const Place& place, int64_t cell, T* to) {
   constexpr int W = Simd<T>::W;
   const int64_t width = head_width(a), offset = at(from, place.row, cell, place.head);
   for (int64_t p = 0; p < width; p += W)
     store<T>(to + p, read_lanes<T>(from, offset + p, int(width - p < W ? width - p : W)));
+}
+// Has the row of a step brought near, for when it will be read. GCC 12 drops calls of a function that only
+// prefetches, so this is none.
+__attribute__((always_inline)) inline void fetch_row(const Ssd& a, const nvsubq_tensor& from, const Place& place, const Steps& steps, int64_t step) {
+  if (step < 0 || step >= steps.count) return;
+  const int64_t bytes = from.dtype == NVSUBQ_F64 ? 8 : from.dtype == NVSUBQ_F32 ? 4 : 2, width = head_width(a) * bytes;
+  const char* row = static_cast<const char*>(from.data) + at(from, place.row, steps.cell(step), place.head) * bytes;
+  for (int64_t i = 0; i < width; i += 64) __builtin_prefetch(row + i);
 }
 template <class T>
 inline void write_row(const Ssd& a, const nvsubq_tensor& to, const Place& place, int64_t cell, const T* from) {

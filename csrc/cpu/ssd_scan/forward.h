@@ -118,7 +118,10 @@ struct Forward {
     for (int t = 0; t < chunk.cells; ++t) {
       const int64_t cell = steps.cell(chunk.begin + t);
       T *y = x.y + t * width, *z = x.rows;
-      if (has(a.z)) read_row<T>(a, a.z, place, cell, z);
+      if (has(a.z)) {
+        read_row<T>(a, a.z, place, cell, z);
+        fetch_row(a, a.z, place, steps, chunk.begin + t + kMaxChunk);
+      }
       for (int64_t p = 0; p < width; p += W) {
         Vec<T> v = load<T>(y + p);
         if (has(a.D)) v = v + load<T>(x.skip + p) * load<T>(x.head.x + t * width + p);
