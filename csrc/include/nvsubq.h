@@ -96,7 +96,7 @@ typedef struct nvsubq_conv1d_args {
  * softplus if asked, then kept between `lowest` and `highest`. */
 typedef struct nvsubq_ssd_scan_args {
   uint32_t size, abi;
-  int64_t batch, length, width, heads, states, groups, blocks; /* width: H P */
+  int64_t batch, length, width, heads, head_width, states, groups, blocks; /* width: H P */
   int64_t flags;
   int64_t lowest, highest;                /* the bits of two doubles */
   int64_t device, threads, level;

@@ -51,9 +51,9 @@ struct Adjoint {
     HeadChunk<T>& h = x.head;
     h.read(a, place, steps, chunk, group.scores);
     read_cotangents(state);
-    transpose<T>(h.w, width, cells, head_width(a), x.w_turned, most);
+    transpose<T>(h.w, width, cells, a.head_width, x.w_turned, most);
     multiply<T, Left::rows, Span::all>(
-        {cells, head_width(a), columns, x.out, width, x.w_turned, most, x.between, most, nullptr, 0});
+        {cells, a.head_width, columns, x.out, width, x.w_turned, most, x.between, most, nullptr, 0});
     for (int64_t i = 0; i < cells; ++i)
       for (int64_t j = 0; j < columns * W; j += W)
         store<T>(x.between + i * most + j, load<T>(x.between + i * most + j) * load<T>(h.between + i * most + j));
@@ -62,7 +62,7 @@ struct Adjoint {
       multiply<T, Left::rows, Span::all>({cells, N, vectors, group.B, N, d_state, width, x.d_w, width, nullptr, 0});
       for (int64_t j = 0; j < cells; ++j)
         x.by_input[j] = h.until[j] * dot<T>(x.d_w + j * width, h.w + j * width, vectors);
-      for (int64_t p = 0; p < head_width(a); ++p)
+      for (int64_t p = 0; p < a.head_width; ++p)
         for (int64_t j = 0; j < columns * W; j += W)
           store<T>(x.w_turned + p * most + j, load<T>(x.w_turned + p * most + j) * load<T>(h.until + j));
       over_lanes(d_state, x.w_turned);
@@ -73,7 +73,7 @@ struct Adjoint {
     scale_rows<T>(x.out, h.since, chunk.cells, width, x.since_out);
     T whole = 0;  // of the decay of the entering state over all of the chunk
     if (chunk.enters) {
-      transpose<T>(x.since_out, width, cells, head_width(a), x.out_turned, most);
+      transpose<T>(x.since_out, width, cells, a.head_width, x.out_turned, most);
       over_lanes(state, x.out_turned);
       keep_block(part.C);
       read_by_output();
@@ -111,7 +111,7 @@ struct Adjoint {
 
   // block[n][t] = sum_p state[n][p] turned[p][t]
   void over_lanes(const T* state, const T* turned) {
-    multiply<T, Left::rows, Span::all>({a.states, head_width(a), whole_vectors<T>(chunk.cells), state,
+    multiply<T, Left::rows, Span::all>({a.states, a.head_width, whole_vectors<T>(chunk.cells), state,
                                         padded_width<T>(a), turned, chunk_cells(a), x.block, chunk_cells(a), nullptr,
                                         0});
   }

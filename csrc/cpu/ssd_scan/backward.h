@@ -176,7 +176,7 @@ struct Backward {
   }
 
   void restore(const Place& place, int64_t segment, T* to) {
-    const int64_t width = head_width(a), padded = padded_width<T>(a);
+    const int64_t width = a.head_width, padded = padded_width<T>(a);
     const T* from = saved_state<T>(a, place, segment);
     if (padded != width) memset(to, 0, state_elements<T>(a) * sizeof(T));
     for (int64_t n = 0; n < a.states; ++n) memcpy(to + n * padded, from + n * width, width * sizeof(T));

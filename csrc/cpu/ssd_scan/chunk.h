@@ -25,16 +25,6 @@ struct Shared {
   }
 };
 
-// B or C of one cell and group.
-template <class T>
-inline void read_states(const Ssd& a, const nvsubq_tensor& from, int64_t offset, T* to) {
-  if (from.dtype == DtypeOf<T>::value) {
-    memcpy(to, static_cast<const T*>(from.data) + offset, a.states * sizeof(T));
-  } else {
-    for (int64_t n = 0; n < a.states; ++n) to[n] = read_one<T>(from, offset + n);
-  }
-}
-
 // Fills what is shared for the chunks of one segment; `turned` is scratch [N][T].
 template <class T>
 inline void share(const Ssd& a, int64_t row, int64_t group, const Steps& steps, const Chunks& chunks, int64_t begin,
@@ -46,8 +36,8 @@ inline void share(const Ssd& a, int64_t row, int64_t group, const Steps& steps, 
     T *B = to.B + first * N, *C = to.C + first * N;
     for (int t = 0; t < c.cells; ++t) {
       const int64_t cell = steps.cell(c.begin + t);
-      read_states<T>(a, a.B, at(a.B, row, cell, group), B + t * N);
-      read_states<T>(a, a.C, at(a.C, row, cell, group), C + t * N);
+      read_elements<T>(a.B, at(a.B, row, cell, group), N, B + t * N);
+      read_elements<T>(a.C, at(a.C, row, cell, group), N, C + t * N);
     }
     transpose<T>(B, N, c.cells, N, turned, most);
     multiply<T, Left::rows, Span::all>(

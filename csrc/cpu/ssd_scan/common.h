@@ -7,6 +7,7 @@
 #include "../op.h"
 #include "../pool.h"
 #include "product.h"
+#include "rows.h"
 
 namespace {
 
@@ -16,12 +17,11 @@ using Ssd = nvsubq_ssd_scan_args;
 inline int chunk_cells(const Ssd& a) { return a.states >= 64 ? 32 : 16; }
 constexpr int kMaxChunk = 32;
 
-// Cells between two states that a forward keeps: they take at most N / P times the bytes of x (up to N = 128).
+// Cells between two states that a forward keeps: up to N = 128 these take no more memory than x in fp32.
 inline int64_t segment_cells(const Ssd& a) { return a.states > 64 ? 128 : 64; }
 constexpr int kMaxSegment = 128;
 
 inline int64_t segments(const Ssd& a) { return (a.length + segment_cells(a) - 1) / segment_cells(a); }
-inline int64_t head_width(const Ssd& a) { return a.heads > 0 ? a.width / a.heads : 0; }
 
 template <class T>
 inline int64_t whole_vectors(int64_t lanes) {
@@ -30,7 +30,7 @@ inline int64_t whole_vectors(int64_t lanes) {
 // Elements of a row of P in scratch memory; the lanes beyond P are zeros.
 template <class T>
 inline int64_t padded_width(const Ssd& a) {
-  return whole_vectors<T>(head_width(a)) * Simd<T>::W;
+  return whole_vectors<T>(a.head_width) * Simd<T>::W;
 }
 template <class T>
 inline int64_t state_elements(const Ssd& a) {
@@ -117,7 +117,7 @@ inline void for_each_round(const Ssd& a, const Rounds& rounds, bool backwards, R
 // A state tensor [B, H, P, N], or zeros where it is absent, as [N][P].
 template <class T>
 inline void read_state(const Ssd& a, const nvsubq_tensor& from, const Place& place, T* to) {
-  const int64_t width = head_width(a), step = padded_width<T>(a);
+  const int64_t width = a.head_width, step = padded_width<T>(a);
   memset(to, 0, state_elements<T>(a) * sizeof(T));
   if (!has(from)) return;
   const int64_t offset = at(from, place.row, place.head);
@@ -131,7 +131,7 @@ inline void read_state(const Ssd& a, const nvsubq_tensor& from, const Place& pla
 template <class T>
 inline void write_state(const Ssd& a, const nvsubq_tensor& to, const Place& place, const T* from) {
   if (!has(to)) return;
-  const int64_t width = head_width(a), step = padded_width<T>(a), offset = at(to, place.row, place.head);
+  const int64_t width = a.head_width, step = padded_width<T>(a), offset = at(to, place.row, place.head);
   if (to.dtype == DtypeOf<T>::value) {
     transpose<T>(from, step, a.states, width, static_cast<T*>(to.data) + offset, to.stride[2]);
     return;
@@ -144,38 +144,33 @@ inline void write_state(const Ssd& a, const nvsubq_tensor& to, const Place& plac
 template <class T>
 inline T* saved_state(const Ssd& a, const Place& place, int64_t segment) {
   const int64_t border = place.row * (segments(a) - 1) + segment - 1;
-  return static_cast<T*>(a.saved) + (border * a.heads + place.head) * a.states * head_width(a);
+  return static_cast<T*>(a.saved) + (border * a.heads + place.head) * a.states * a.head_width;
 }
 
 // Rows of P lanes of one head: one cell of x, y, z or a gradient of theirs. Neighbouring rows of a head lie H P
 // elements apart, which a processor does not foresee.
 template <class T>
 inline void read_row(const Ssd& a, const nvsubq_tensor& from, const Place& place, int64_t cell, T* to) {
-  constexpr int W = Simd<T>::W;
-  const int64_t width = head_width(a), offset = at(from, place.row, cell, place.head);
-  for (int64_t p = 0; p < width; p += W)
-    store<T>(to + p, read_lanes<T>(from, offset + p, int(width - p < W ? width - p : W)));
+  read_elements<T>(from, at(from, place.row, cell, place.head), a.head_width, to);
+  for (int64_t p = a.head_width; p < padded_width<T>(a); ++p) to[p] = 0;
 }
 // Has the row of a step brought near, for when it will be read. GCC 12 drops calls of a function that only
 // prefetches, so this is none.
 __attribute__((always_inline)) inline void fetch_row(const Ssd& a, const nvsubq_tensor& from, const Place& place, const Steps& steps, int64_t step) {
   if (step < 0 || step >= steps.count) return;
-  const int64_t bytes = from.dtype == NVSUBQ_F64 ? 8 : from.dtype == NVSUBQ_F32 ? 4 : 2, width = head_width(a) * bytes;
+  const int64_t bytes = from.dtype == NVSUBQ_F64 ? 8 : from.dtype == NVSUBQ_F32 ? 4 : 2, width = a.head_width * bytes;
   const char* row = static_cast<const char*>(from.data) + at(from, place.row, steps.cell(step), place.head) * bytes;
   for (int64_t i = 0; i < width; i += 64) __builtin_prefetch(row + i);
 }
 template <class T>
 inline void write_row(const Ssd& a, const nvsubq_tensor& to, const Place& place, int64_t cell, const T* from) {
-  constexpr int W = Simd<T>::W;
-  const int64_t width = head_width(a), offset = at(to, place.row, cell, place.head);
-  for (int64_t p = 0; p < width; p += W)
-    write_lanes<T>(to, offset + p, int(width - p < W ? width - p : W), load<T>(from + p));
+  write_elements<T>(to, at(to, place.row, cell, place.head), a.head_width, from);
 }
 
 // D of a head over its lanes; [H] has stride 0 over P.
 template <class T>
 inline void read_skip(const Ssd& a, const Place& place, T* to) {
-  const int64_t width = head_width(a);
+  const int64_t width = a.head_width;
   memset(to, 0, padded_width<T>(a) * sizeof(T));
   if (!has(a.D)) return;
   for (int64_t p = 0; p < width; ++p) to[p] = read_one<T>(a.D, at(a.D, place.head, p));

@@ -12,8 +12,9 @@ int check(const nvsubq_ssd_scan_args* a) {
   if (a->groups < 1 || a->heads < 1 || a->heads % a->groups || a->groups % a->blocks)
     return fail(NVSUBQ_INVALID, "groups (=%lld) must divide heads (=%lld) and be a multiple of blocks (=%lld)",
                 (long long)a->groups, (long long)a->heads, (long long)a->blocks);
-  if (a->width % a->heads)
-    return fail(NVSUBQ_INVALID, "heads (=%lld) must divide width (=%lld)", (long long)a->heads, (long long)a->width);
+  if (a->head_width < 0 || a->width != a->heads * a->head_width)
+    return fail(NVSUBQ_INVALID, "width (=%lld) must be heads (=%lld) times head_width (=%lld)", (long long)a->width,
+                (long long)a->heads, (long long)a->head_width);
   for (const nvsubq_tensor* t : {&a->x, &a->dt, &a->A, &a->B, &a->C})
     if (!present(*t)) return fail(NVSUBQ_INVALID, "x, dt, A, B or C is absent");
   return NVSUBQ_OK;

@@ -107,7 +107,7 @@ struct Forward {
   }
 
   void save(const Place& place, int64_t segment, const T* state) {
-    const int64_t width = head_width(a), padded = padded_width<T>(a);
+    const int64_t width = a.head_width, padded = padded_width<T>(a);
     T* to = saved_state<T>(a, place, segment);
     for (int64_t n = 0; n < a.states; ++n) memcpy(to + n * width, state + n * padded, width * sizeof(T));
   }

@@ -33,7 +33,7 @@ struct WalkSums {
   }
 
   void add_rows(const Ssd& a) const {
-    const int64_t width = head_width(a), padded = padded_width<T>(a);
+    const int64_t width = a.head_width, padded = padded_width<T>(a);
     for (int64_t h = 0; h < a.heads; ++h) {
       T by_rate = 0, by_bias = 0;
       for (int64_t row = 0; row < a.batch; ++row) {
@@ -106,12 +106,8 @@ inline void write_group(const Ssd& a, const Place& place, const Steps& steps, co
 template <class T>
 inline void write_cells(const Ssd& a, const nvsubq_tensor& to, const Place& place, const Steps& steps,
                         const Chunk& chunk, const T* rows, int64_t row_step) {
-  constexpr int W = Simd<T>::W;
-  for (int t = 0; t < chunk.cells; ++t) {
-    const int64_t offset = at(to, place.row, steps.cell(chunk.begin + t), place.group);
-    for (int64_t n = 0; n < a.states; n += W)
-      write_lanes<T>(to, offset + n, int(a.states - n < W ? a.states - n : W), load<T>(rows + t * row_step + n));
-  }
+  for (int t = 0; t < chunk.cells; ++t)
+    write_elements<T>(to, at(to, place.row, steps.cell(chunk.begin + t), place.group), a.states, rows + t * row_step);
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ from nvsubq.ops.numerics import accumulation_dtype
 INPUTS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
 LAYOUT = Layout(
     scalars=(
-        "batch", "length", "width", "heads", "states", "groups", "blocks",
+        "batch", "length", "width", "heads", "head_width", "states", "groups", "blocks",
         "flags", "lowest", "highest", "device", "threads", "level",
     ),
     tensors=(
@@ -58,7 +58,7 @@ class _Plan(NamedTuple):
         groups, states = inputs.B.shape[2:]
         flags = (DOUBLE if self.dtype == torch.float64 else 0) | (SOFTPLUS if self.softplus else 0)
         threads = library.threads(batch * length * heads * head_width * states)
-        sizes = (batch, length, heads * head_width, heads, states, groups, self.tables.blocks)
+        sizes = (batch, length, heads * head_width, heads, head_width, states, groups, self.tables.blocks)
         return *sizes, flags, *map(_bits, self.limit), 0, threads, library.forced_level
 
     def state_shape(self, inputs: _Inputs) -> tuple[int, ...]:
