@@ -158,9 +158,9 @@ inline void read_row(const Ssd& a, const nvsubq_tensor& from, const Place& place
 // prefetches, so this is none.
 __attribute__((always_inline)) inline void fetch_row(const Ssd& a, const nvsubq_tensor& from, const Place& place, const Steps& steps, int64_t step) {
   if (step < 0 || step >= steps.count) return;
-  const int64_t bytes = from.dtype == NVSUBQ_F64 ? 8 : from.dtype == NVSUBQ_F32 ? 4 : 2, width = a.head_width * bytes;
-  const char* row = static_cast<const char*>(from.data) + at(from, place.row, steps.cell(step), place.head) * bytes;
-  for (int64_t i = 0; i < width; i += 64) __builtin_prefetch(row + i);
+  const int64_t bytes = item_size(from), offset = at(from, place.row, steps.cell(step), place.head);
+  const char* row = static_cast<const char*>(from.data) + offset * bytes;
+  for (int64_t i = 0; i < a.head_width * bytes; i += 64) __builtin_prefetch(row + i);
 }
 template <class T>
 inline void write_row(const Ssd& a, const nvsubq_tensor& to, const Place& place, int64_t cell, const T* from) {
