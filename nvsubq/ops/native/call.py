@@ -84,9 +84,9 @@ class NativeCall:
     ) -> Tensor | tuple[Tensor, Tensor]:
         tables = self.tables(seq_idx, order)
         if torch.is_grad_enabled() and True in [t is not None and t.requires_grad for t in tensors]:
-            y, state = _Recorded.apply(self, tables, *tensors)
+            y, state = _Recorded.apply(self, tables, final, *tensors)
         else:
-            y, state, _ = self.run_forward(self.readable(tensors), tables, keep=False)
+            y, state, _ = self.run_forward(self.readable(tensors), tables, keep=False, end=final)
         return (y, state) if final else y
 
     def forward(
@@ -116,15 +116,19 @@ class NativeCall:
         """The tensors as the library can read them."""
         return tuple([readable(t) for t in tensors]) if self.odd else tensors
 
-    def run_forward(self, tensors: Tensors, tables: Tables, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Give y, the final state and, if it is to be kept, what `run_backward` needs."""
+    def run_forward(
+        self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give y, the final state (empty unless `end`) and, if it is to be kept, what `run_backward` needs."""
         like: Any = tensors[0]
         y = like.new_empty(self.y.shape, dtype=self.y.dtype)
-        final = like.new_empty(self.final.shape, dtype=self.final.dtype)
+        final = like.new_empty(self.final.shape if end else 0, dtype=self.final.dtype)
         saved = like.new_empty(self.saved_elements if keep else 0, dtype=self.dtype)
-        packed = self.packed.get(("forward", tables.which))
+        which = "forward" if end else "forward without state"
+        packed = self.packed.get((which, tables.which))
         if packed is None:
-            packed = self._pack("forward", tensors, tables, {"y": y, "final_state": final})
+            outputs = {"y": y, "final_state": final if end else None}
+            packed = self._pack(which, tensors, tables, outputs)
         packed.run([*tensors, y, final], tables, saved if keep else None)
         return y, final, saved
 
@@ -254,9 +258,11 @@ class _Recorded(torch.autograd.Function):
     """y and the final state; keeps the inputs and what the library saved."""
 
     @staticmethod
-    def forward(ctx, call: NativeCall, tables: Tables, *tensors: Tensor | None):  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx, call: NativeCall, tables: Tables, end: bool, *tensors: Tensor | None
+    ):
         inputs = call.readable(tensors)
-        y, final, saved = call.run_forward(inputs, tables, keep=True)
+        y, final, saved = call.run_forward(inputs, tables, keep=True, end=end)
         ctx.save_for_backward(saved, *inputs)
         ctx.call, ctx.tables = call, tables
         ctx.set_materialize_grads(False)
@@ -266,4 +272,4 @@ class _Recorded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_y: Tensor | None, d_final: Tensor | None):  # type: ignore[override]
         saved, *inputs = ctx.saved_tensors
-        return None, None, *ctx.call.run_backward(d_y, d_final, saved, tuple(inputs), ctx.tables)
+        return None, None, None, *ctx.call.run_backward(d_y, d_final, saved, tuple(inputs), ctx.tables)

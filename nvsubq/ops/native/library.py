@@ -36,7 +36,7 @@ _RESULTS = {
     "nvsubq_last_error": ctypes.c_char_p,
     "nvsubq_level_name": ctypes.c_char_p,
 }
-_OPS = ("selective_scan", "conv1d")
+_OPS = ("selective_scan", "conv1d", "ssd_scan")
 
 # 0: the best instruction set that the machine has and NVSUBQ_CPU_ISA allows; else one of LEVELS (for tests).
 forced_level = 0
