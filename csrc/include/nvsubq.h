@@ -23,8 +23,15 @@ extern "C" {
 
 enum nvsubq_status { NVSUBQ_OK = 0, NVSUBQ_INVALID = 1, NVSUBQ_UNSUPPORTED = 2 };
 enum nvsubq_dtype { NVSUBQ_F32 = 0, NVSUBQ_F64 = 1, NVSUBQ_F16 = 2, NVSUBQ_BF16 = 3, NVSUBQ_I32 = 4, NVSUBQ_I64 = 5 };
-enum nvsubq_tensor_flag { NVSUBQ_PRESENT = 1 };
-enum nvsubq_flag { NVSUBQ_DOUBLE = 1, NVSUBQ_SOFTPLUS = 2, NVSUBQ_SILU = 4 };
+/* Complex: `dtype` is that of the parts, which lie beside each other; strides count complex elements. */
+enum nvsubq_tensor_flag { NVSUBQ_PRESENT = 1, NVSUBQ_COMPLEX = 2 };
+enum nvsubq_flag {
+  NVSUBQ_DOUBLE = 1,
+  NVSUBQ_SOFTPLUS = 2,
+  NVSUBQ_SILU = 4,
+  NVSUBQ_GELU_TANH = 8,
+  NVSUBQ_UNSCALED_FIRST = 16
+};
 enum nvsubq_discretization {
   NVSUBQ_MAMBA = 0,
   NVSUBQ_ZOH = 1,
@@ -92,6 +99,29 @@ typedef struct nvsubq_conv1d_args {
   nvsubq_tensor d_x, d_weight, d_bias, d_initial_state;
 } nvsubq_conv1d_args;
 
+/* s_k = a_k s_{k-1} + (1 - a_k^2)^(1/2) sigmoid(i_k + i_bias) x_k, log a_k = c sigmoid(r_k + r_bias) log sigmoid(a_log);
+ * y_k = s_k, or GELU(gate_k) s_k. With NVSUBQ_UNSCALED_FIRST an input before which nothing came is not scaled. */
+typedef struct nvsubq_rglru_scan_args {
+  uint32_t size, abi;
+  int64_t batch, length, width, blocks;
+  int64_t c_bits;                         /* those of c, a double */
+  int64_t flags, device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor x, r, i;                  /* [B, L, D] */
+  nvsubq_tensor a_log;                    /* [D] */
+  nvsubq_tensor gate;                     /* [B, L, D] */
+  nvsubq_tensor r_bias, i_bias;           /* [D] */
+  nvsubq_tensor initial_state;            /* [B, D], of any stride */
+  nvsubq_tensor index, segment, count;
+  nvsubq_tensor y, final_state;
+  nvsubq_tensor d_y, d_final_state;       /* either may be absent, and so may each gradient */
+  nvsubq_tensor d_x, d_r, d_i, d_a_log, d_gate, d_r_bias, d_i_bias, d_initial_state;
+} nvsubq_rglru_scan_args;
+
 NVSUBQ_API uint32_t nvsubq_abi(void);
 NVSUBQ_API const char* nvsubq_build_info(void);
 /* The message of the last status other than NVSUBQ_OK on this thread. */
@@ -109,6 +139,7 @@ NVSUBQ_API const char* nvsubq_level_name(int64_t level);
 
 NVSUBQ_OP(selective_scan, nvsubq_selective_scan_args)
 NVSUBQ_OP(conv1d, nvsubq_conv1d_args)
+NVSUBQ_OP(rglru_scan, nvsubq_rglru_scan_args)
 
 #ifdef __cplusplus
 }

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from nvsubq.ops import backends, causal_conv1d, dispatch, native
-from nvsubq.ops.native import conv, library, selective
+from nvsubq.ops.native import conv, library, rglru, selective
 
 ROOT = Path(__file__).parents[2]
 HEADER = ROOT / "csrc" / "include" / "nvsubq.h"
 STRUCTS = {
     "nvsubq_selective_scan_args": selective.LAYOUT,
     "nvsubq_conv1d_args": conv.LAYOUT,
+    "nvsubq_rglru_scan_args": rglru.LAYOUT,
 }
 needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
 
@@ -68,7 +69,11 @@ def test_sizes_are_pinned() -> None:
     """A change of these breaks callers built before: `NVSUBQ_ABI` must rise, or fields go to the end."""
     sizes = {name: layout.packer().size for name, layout in STRUCTS.items()}
     assert ctypes.sizeof(CTensor) == 48
-    assert sizes == {"nvsubq_selective_scan_args": 1528, "nvsubq_conv1d_args": 856}
+    assert sizes == {
+        "nvsubq_selective_scan_args": 1528,
+        "nvsubq_conv1d_args": 856,
+        "nvsubq_rglru_scan_args": 1224,
+    }
 
 
 @needs_native

@@ -25,9 +25,11 @@ DTYPES = {
     torch.bfloat16: 3,
     torch.int32: 4,
     torch.int64: 5,
+    torch.complex64: 0,  # the dtype of the parts, with the flag COMPLEX
+    torch.complex128: 1,
 }
-DOUBLE, SOFTPLUS, SILU = 1, 2, 4
-PRESENT = 1
+DOUBLE, SOFTPLUS, SILU, GELU_TANH, UNSCALED_FIRST = 1, 2, 4, 8, 16
+PRESENT, COMPLEX = 1, 2
 
 _ABSENT = (0, 0, 0, 0, 0, 0, 0)
 _TENSOR = "Q4q2i"
@@ -36,7 +38,7 @@ _RESULTS = {
     "nvsubq_last_error": ctypes.c_char_p,
     "nvsubq_level_name": ctypes.c_char_p,
 }
-_OPS = ("selective_scan", "conv1d")
+_OPS = ("selective_scan", "conv1d", "rglru_scan")
 
 # 0: the best instruction set that the machine has and NVSUBQ_CPU_ISA allows; else one of LEVELS (for tests).
 forced_level = 0
@@ -127,7 +129,8 @@ def describe(tensor: Tensor | None) -> tuple[int, ...]:
     if tensor is None:
         return _ABSENT
     stride = tensor.stride()
-    return tensor.data_ptr(), *stride, *(0,) * (4 - len(stride)), DTYPES[tensor.dtype], PRESENT
+    flags = PRESENT | COMPLEX if tensor.is_complex() else PRESENT
+    return tensor.data_ptr(), *stride, *(0,) * (4 - len(stride)), DTYPES[tensor.dtype], flags
 
 
 def rows(tensor: Tensor | None) -> Tensor | None:
