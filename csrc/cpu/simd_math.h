@@ -2,24 +2,17 @@
 #ifndef NVSUBQ_CPU_SIMD_MATH_H
 #define NVSUBQ_CPU_SIMD_MATH_H
 
-#include <math.h>
-
 #include "simd.h"
 
 namespace {
 
-// factor^(n + first) / (n + first)! for n = 0, 1, ...: the coefficients of a power series, made by the compiler.
+// The coefficients of (2^f - 1)/f: ln2^(n + 1)/(n + 1)!, made by the compiler.
 template <class T, int COUNT>
-struct Factorials {
+struct PowerSeries {
   T at[COUNT];
-  constexpr Factorials(double factor, int first, int step, double sign) : at() {
+  constexpr PowerSeries() : at() {
     double term = 1.0;
-    for (int k = 1; k <= first; ++k) term *= factor / k;
-    for (int n = 0, k = first; n < COUNT; ++n) {
-      at[n] = T(term);
-      for (int i = 0; i < step; ++i) term *= factor / ++k;
-      term *= sign;
-    }
+    for (int n = 0; n < COUNT; ++n) at[n] = T(term *= kLn2 / (n + 1));
   }
 };
 
@@ -31,17 +24,6 @@ inline Vec<T> polynomial(const T (&c)[COUNT], Vec<T> x) {
   for (int n = COUNT - 2; n >= 0; --n) sum = sum * x + c[n];
   return sum;
 }
-
-template <class T>
-struct Terms;
-template <>
-struct Terms<float> {
-  static constexpr int expm1 = 7, sine = 5, cosine = 6;
-};
-template <>
-struct Terms<double> {
-  static constexpr int expm1 = 13, sine = 9, cosine = 10;
-};
 
 template <class T>
 inline Vec<T> absolute(Vec<T> x) {
@@ -74,7 +56,7 @@ template <class T>
 inline Vec<T> expm1v(Vec<T> x) {
   using V = Vec<T>;
   using I = typename Simd<T>::I;
-  constexpr Factorials<T, Terms<T>::expm1> series(kLn2, 1, 1, 1.0);  // (2^f - 1)/f
+  constexpr PowerSeries<T, sizeof(T) == 4 ? 7 : 13> series;
   constexpr T lowest = Simd<T>::lowest + 1;                          // where 2^n is a normal number
   V y = x * T(kLog2E);
   y = y < lowest ? splat<T>(lowest) : y;
@@ -155,88 +137,6 @@ inline Slope<T> gelu_tanh(Vec<T> x) {
   const Vec<T> square = x * x;
   const Gate<T> g = gate_of<T>(twice * x * (T(1) + cubic * square));
   return {x * g.open, g.open + x * g.open * g.shut * twice * (T(1) + 3 * cubic * square)};
-}
-
-// The part of a b that is rounded off in `product`; 0 without fused arithmetic.
-inline VecF product_error(VecF a, VecF b, VecF product) {
-#if defined(__AVX512F__)
-  return (VecF)_mm512_fmsub_ps((__m512)a, (__m512)b, (__m512)product);
-#elif defined(__AVX2__)
-  return (VecF)_mm256_fmsub_ps((__m256)a, (__m256)b, (__m256)product);
-#else
-  (void)a, (void)b;
-  return product - product;
-#endif
-}
-inline VecD product_error(VecD a, VecD b, VecD product) {
-#if defined(__AVX512F__)
-  return (VecD)_mm512_fmsub_pd((__m512d)a, (__m512d)b, (__m512d)product);
-#elif defined(__AVX2__)
-  return (VecD)_mm256_fmsub_pd((__m256d)a, (__m256d)b, (__m256d)product);
-#else
-  (void)a, (void)b;
-  return product - product;
-#endif
-}
-
-// Whether any lane of a comparison holds.
-template <class I>
-inline bool any(I lanes) {
-#if defined(__AVX512F__)
-  return _mm512_test_epi64_mask((__m512i)lanes, (__m512i)lanes) != 0;
-#elif defined(__AVX2__)
-  return !_mm256_testz_si256((__m256i)lanes, (__m256i)lanes);
-#else
-  int64_t words[sizeof(I) / 8], found = 0;
-  memcpy(words, &lanes, sizeof lanes);
-  for (int64_t word : words) found |= word;
-  return found != 0;
-#endif
-}
-
-// pi/2 in three parts, the first two with so few bits that an integer below `limit` times one is exact.
-template <class T>
-struct HalfPi;
-template <>
-struct HalfPi<float> {
-  static constexpr float first = 1.5703125f, second = 4.837512969970703125e-4f, third = 7.54978995489e-8f;
-  static constexpr float limit = 8192.0f;
-};
-template <>
-struct HalfPi<double> {
-  static constexpr double first = 1.5707963267341256, second = 6.077100506303966e-11,
-                          third = 2.0222662487959507e-21, limit = 524288.0;
-};
-
-template <class T>
-struct Rotation {
-  Vec<T> cosine, sine;
-};
-
-// cos and sin of x + rest (`rest` below the last digit of x), for any x: beyond the limit by the C library.
-template <class T>
-inline Rotation<T> rotation(Vec<T> x, Vec<T> rest) {
-  using V = Vec<T>;
-  using I = typename Simd<T>::I;
-  constexpr int W = Simd<T>::W;
-  constexpr Factorials<T, Terms<T>::sine> sines(1.0, 1, 2, -1.0);
-  constexpr Factorials<T, Terms<T>::cosine> cosines(1.0, 0, 2, -1.0);
-  const V t = x * T(0.63661977236758134308) + Simd<T>::magic, n = t - Simd<T>::magic;
-  V r = x - n * HalfPi<T>::first;
-  r = r - n * HalfPi<T>::second;
-  r = r - n * HalfPi<T>::third + rest;
-  const V square = r * r;
-  const V s = r * polynomial<T>(sines.at, square), c = polynomial<T>(cosines.at, square);
-  const I turns = (I)t, odd = -(turns & 1);  // all bits where sine and cosine change places
-  const V sine = odd ? c : s, cosine = odd ? s : c;
-  Rotation<T> found = {((turns + 1) & 2) != 0 ? -cosine : cosine, (turns & 2) != 0 ? -sine : sine};
-  const I near = (x <= HalfPi<T>::limit) & (x >= -HalfPi<T>::limit);
-  if (any(~near))
-    for (int i = 0; i < W; ++i) {
-      const double angle = double(x[i]) + double(rest[i]);
-      if (!near[i]) found.cosine[i] = T(cos(angle)), found.sine[i] = T(sin(angle));
-    }
-  return found;
 }
 
 }  // namespace

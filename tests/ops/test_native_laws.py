@@ -165,8 +165,8 @@ def test_strides_and_misaligned_offsets() -> None:
 
 def test_rows_of_contiguous_channels_are_not_copied() -> None:
     wide = torch.randn(2, 9, 24)
-    assert library.rows(wide[..., 8:16]).data_ptr() == wide[..., 8:16].data_ptr()
-    assert library.rows(wide[..., ::2]).is_contiguous()
+    assert library.readable(wide[..., 8:16]).data_ptr() == wide[..., 8:16].data_ptr()
+    assert library.readable(wide[..., ::2]).is_contiguous()
 
 
 def test_a_group_that_is_expanded_gets_the_gradient_of_each() -> None:
