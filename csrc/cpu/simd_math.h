@@ -51,15 +51,16 @@ inline VecD sqrtv(VecD x) {
 #endif
 }
 
-// exp(x) - 1 where x <= 88 (709 in fp64); -1 far below 0.
+// exp(x) - 1; at most 2^127 (2^1023 in fp64).
 template <class T>
 inline Vec<T> expm1v(Vec<T> x) {
   using V = Vec<T>;
   using I = typename Simd<T>::I;
   constexpr PowerSeries<T, sizeof(T) == 4 ? 7 : 13> series;
-  constexpr T lowest = Simd<T>::lowest + 1;                          // where 2^n is a normal number
+  constexpr T lowest = Simd<T>::lowest + 1, highest = Simd<T>::highest - 1;  // where 2^n is a normal number
   V y = x * T(kLog2E);
   y = y < lowest ? splat<T>(lowest) : y;
+  y = y > highest ? splat<T>(highest) : y;
   const V t = y + Simd<T>::magic, f = y - (t - Simd<T>::magic);  // the nearest integer stands in the low bits of t
   const V power = (V)((I)splat<T>(T(1)) + ((I)t << Simd<T>::mantissa));
   return power * (f * polynomial<T>(series.at, f)) + (power - T(1));

@@ -33,6 +33,11 @@ NAMES = (
     "G6",
     "tanh",
     "not-normalized-seq_idx",
+    "real",
+    "complex",
+    "complex-dt-zoh-zoh",
+    "complex-dt-bilinear-sqrt",
+    "complex-blocks-seq_idx",
 )
 CHOSEN = [case for case in SERVED if case.name in NAMES]
 

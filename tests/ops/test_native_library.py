@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nvsubq.ops import backends, causal_conv1d, dispatch, native
-from nvsubq.ops.native import call, conv, library, rglru, selective
+from nvsubq.ops.native import call, conv, library, linear, rglru, selective
 from nvsubq.ops.native.walking import Tables
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +21,7 @@ HEADER = ROOT / "csrc" / "include" / "nvsubq.h"
 STRUCTS = {
     "nvsubq_selective_scan_args": selective.LAYOUT,
     "nvsubq_conv1d_args": conv.LAYOUT,
+    "nvsubq_linear_scan_args": linear.LAYOUT,
     "nvsubq_rglru_scan_args": rglru.LAYOUT,
 }
 needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
@@ -73,6 +74,7 @@ def test_sizes_are_pinned() -> None:
     assert sizes == {
         "nvsubq_selective_scan_args": 1624,
         "nvsubq_conv1d_args": 856,
+        "nvsubq_linear_scan_args": 848,
         "nvsubq_rglru_scan_args": 1224,
     }
 
