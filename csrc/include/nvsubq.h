@@ -108,6 +108,33 @@ typedef struct nvsubq_conv1d_args {
   nvsubq_tensor d_x, d_weight, d_bias, d_initial_state;
 } nvsubq_conv1d_args;
 
+/* s_k = exp(d_k A) s_{k-1} + d_k x_k B_k, y_k = (C_k s_k + D x_k) SiLU(z_k), per head; d = dt + dt_bias, through
+ * softplus if asked, then kept between `lowest` and `highest`. */
+typedef struct nvsubq_ssd_scan_args {
+  uint32_t size, abi;
+  int64_t batch, length, width, heads, head_width, states, groups, blocks; /* width: H P */
+  int64_t flags;
+  int64_t lowest, highest;                /* the bits of two doubles */
+  int64_t device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor x;                        /* [B, L, H, P] */
+  nvsubq_tensor dt;                       /* [B, L, H] */
+  nvsubq_tensor A;                        /* [H] */
+  nvsubq_tensor B, C;                     /* [B, L, G, N] */
+  nvsubq_tensor D;                        /* [H, P]; stride 0 over P: [H] */
+  nvsubq_tensor z;                        /* [B, L, H, P] */
+  nvsubq_tensor dt_bias;                  /* [H] */
+  nvsubq_tensor initial_state;            /* [B, H, P, N] */
+  nvsubq_tensor index, segment, count;
+  nvsubq_tensor y, final_state;           /* final_state may be absent */
+  nvsubq_tensor d_y, d_final_state;
+  nvsubq_tensor d_x, d_dt, d_A, d_B, d_C, d_D, d_z, d_dt_bias, d_initial_state;
+} nvsubq_ssd_scan_args;
+
 /* h_k = a_k h_{k-1} + g_k b_k, complex where a or b is; with dt, a_k and g_k are made from a rate a and dt_k. */
 typedef struct nvsubq_linear_scan_args {
   uint32_t size, abi;
@@ -172,6 +199,7 @@ NVSUBQ_OP(selective_scan, nvsubq_selective_scan_args)
 NVSUBQ_OP(conv1d, nvsubq_conv1d_args)
 NVSUBQ_OP(linear_scan, nvsubq_linear_scan_args)
 NVSUBQ_OP(rglru_scan, nvsubq_rglru_scan_args)
+NVSUBQ_OP(ssd_scan, nvsubq_ssd_scan_args)
 
 #ifdef __cplusplus
 }
