@@ -29,6 +29,10 @@ enum nvsubq_flag {
   NVSUBQ_DOUBLE = 1,
   NVSUBQ_SOFTPLUS = 2,
   NVSUBQ_SILU = 4,
+  NVSUBQ_GELU_TANH = 8, /* of rglru_scan */
+  NVSUBQ_UNSCALED_FIRST = 16,
+  NVSUBQ_FIXED_A = 32,  /* of linear_scan: a is [D] */
+  NVSUBQ_SHARED_DT = 64, /* dt is [B, L] */
   NVSUBQ_FIXED_B = 256, /* of selective_scan: B, C, decay_gate are [D, N] for every row and cell */
   NVSUBQ_FIXED_C = 512,
   NVSUBQ_FIXED_GATE = 1024
@@ -40,6 +44,8 @@ enum nvsubq_discretization {
   NVSUBQ_DIRAC = 3,
   NVSUBQ_NO_DISCRETIZATION = 4
 };
+/* The factor of linear_scan's input. */
+enum nvsubq_input_scale { NVSUBQ_SCALE_NONE = 0, NVSUBQ_SCALE_ZOH = 1, NVSUBQ_SCALE_BILINEAR = 2, NVSUBQ_SCALE_SQRT = 3 };
 /* Instruction sets of the CPU library; 0 is the best that the machine has and NVSUBQ_CPU_ISA allows. */
 enum nvsubq_level { NVSUBQ_LEVEL_BASELINE = 1, NVSUBQ_LEVEL_AVX2 = 2, NVSUBQ_LEVEL_AVX512 = 3 };
 
@@ -129,6 +135,51 @@ typedef struct nvsubq_ssd_scan_args {
   nvsubq_tensor d_x, d_dt, d_A, d_B, d_C, d_D, d_z, d_dt_bias, d_initial_state;
 } nvsubq_ssd_scan_args;
 
+/* h_k = a_k h_{k-1} + g_k b_k, complex where a or b is; with dt, a_k and g_k are made from a rate a and dt_k. */
+typedef struct nvsubq_linear_scan_args {
+  uint32_t size, abi;
+  int64_t batch, length, width, blocks;
+  int64_t discretization;                 /* ZOH or BILINEAR, with dt */
+  int64_t input_scale;
+  int64_t flags, device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor a;                        /* [B, L, D], or [D] */
+  nvsubq_tensor b;                        /* [B, L, D] */
+  nvsubq_tensor dt;                       /* [B, L, D], or [B, L]; real */
+  nvsubq_tensor initial_state;            /* [B, D], of any stride */
+  nvsubq_tensor index, segment, count;
+  nvsubq_tensor y, final_state;           /* complex where a or b is */
+  nvsubq_tensor d_y, d_final_state;       /* either may be absent, and so may each gradient */
+  nvsubq_tensor d_a, d_b, d_dt, d_initial_state;
+} nvsubq_linear_scan_args;
+
+/* s_k = a_k s_{k-1} + (1 - a_k^2)^(1/2) sigmoid(i_k + i_bias) x_k, log a_k = c sigmoid(r_k + r_bias) log sigmoid(a_log);
+ * y_k = s_k, or GELU(gate_k) s_k. With NVSUBQ_UNSCALED_FIRST an input before which nothing came is not scaled. */
+typedef struct nvsubq_rglru_scan_args {
+  uint32_t size, abi;
+  int64_t batch, length, width, blocks;
+  int64_t c_bits;                         /* those of c, a double */
+  int64_t flags, device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor x, r, i;                  /* [B, L, D] */
+  nvsubq_tensor a_log;                    /* [D] */
+  nvsubq_tensor gate;                     /* [B, L, D] */
+  nvsubq_tensor r_bias, i_bias;           /* [D] */
+  nvsubq_tensor initial_state;            /* [B, D], of any stride */
+  nvsubq_tensor index, segment, count;
+  nvsubq_tensor y, final_state;
+  nvsubq_tensor d_y, d_final_state;       /* either may be absent, and so may each gradient */
+  nvsubq_tensor d_x, d_r, d_i, d_a_log, d_gate, d_r_bias, d_i_bias, d_initial_state;
+} nvsubq_rglru_scan_args;
+
 NVSUBQ_API uint32_t nvsubq_abi(void);
 NVSUBQ_API const char* nvsubq_build_info(void);
 /* The message of the last status other than NVSUBQ_OK on this thread. */
@@ -146,6 +197,8 @@ NVSUBQ_API const char* nvsubq_level_name(int64_t level);
 
 NVSUBQ_OP(selective_scan, nvsubq_selective_scan_args)
 NVSUBQ_OP(conv1d, nvsubq_conv1d_args)
+NVSUBQ_OP(linear_scan, nvsubq_linear_scan_args)
+NVSUBQ_OP(rglru_scan, nvsubq_rglru_scan_args)
 NVSUBQ_OP(ssd_scan, nvsubq_ssd_scan_args)
 
 #ifdef __cplusplus

@@ -2,8 +2,19 @@
 
 from nvsubq.ops.native.conv import causal_conv1d
 from nvsubq.ops.native.library import about, inactive
+from nvsubq.ops.native.linear import linear_scan
+from nvsubq.ops.native.rglru import rglru_scan
 from nvsubq.ops.native.selective import selective_scan
 from nvsubq.ops.native.served import declines
 from nvsubq.ops.native.ssd import ssd_scan
 
-__all__ = ["about", "causal_conv1d", "declines", "inactive", "selective_scan", "ssd_scan"]
+__all__ = [
+    "about",
+    "causal_conv1d",
+    "declines",
+    "inactive",
+    "linear_scan",
+    "rglru_scan",
+    "selective_scan",
+    "ssd_scan",
+]
