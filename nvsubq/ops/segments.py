@@ -33,8 +33,9 @@ def segments_of(
         int32 `[B, L]`, or None when none is given. `lengths` apply on top of the other two.
 
     Raises:
-        ValueError: a wrong shape or dtype, lengths outside 0..L (looked at on the CPU and outside of compiled
-            code only: reading them back would stall a GPU), borders that are not 0..L, both `seq_idx` and `cu_seqlens`.
+        ValueError: a wrong shape or dtype, lengths outside 0..L (looked at on the CPU only, as reading
+            them back would stall a GPU, and not in compiled code), borders that are not 0..L, both `seq_idx`
+            and `cu_seqlens`.
 
     Example:
         >>> import torch

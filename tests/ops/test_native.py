@@ -31,8 +31,17 @@ NAMES = (
     "bilinear-delta_a",
     "blocks",
     "G6",
+    "fixed",
+    "complex-BC",
+    "zoh-complex",
+    "no_discretization-gate",
+    "complex-seq_idx-order-reverse",
 )
 CHOSEN = [case for case in SERVED if case.name in NAMES]
+
+
+def test_every_case_of_the_scan_is_served() -> None:
+    assert [case for case in cases("selective_scan") if not served(case)] == []
 
 
 @pytest.mark.parametrize("case", SERVED, ids=str)

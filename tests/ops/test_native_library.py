@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,16 @@ def test_the_package_installs_without_a_compiler(tmp_path: Path) -> None:
     installed = out / "nvsubq" / "lib"
     assert [path.name for path in installed.iterdir()] == ["why_not_native.txt"]
     assert "no working C++ compiler" in library.open_library(installed)[1]
+
+
+@needs_native
+def test_the_environment_names_a_library(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.so"
+    shutil.copy(library.folder() / library.file_name(), mine)
+    code = "from nvsubq.ops import native; print(native.inactive() or open('/proc/self/maps').read())"
+    for named, said in ((mine, str(mine)), (tmp_path / "none.so", "the native library cannot be loaded: ")):
+        environment = {**os.environ, "NVSUBQ_LIBRARY": str(named)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        )
+        assert said in done.stdout

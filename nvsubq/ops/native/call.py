@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nvsubq.ops.call import Op, Tensors
 from nvsubq.ops.native import library
 from nvsubq.ops.native.library import Layout, describe, readable
 from nvsubq.ops.native.walking import NO_TABLES, Tables, tables_of
 from nvsubq.ops.numerics import accumulation_dtype
+from nvsubq.ops.once import once_differentiable
 
 Strides = tuple[int, ...]
 
@@ -102,8 +102,11 @@ class NativeCall:
         tensors: Tensors,
         seq_idx: Tensor | None,
         order: Tensor | None,
+        into: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor | None]:
-        return self.run_backward(d_y, d_final, saved, self.readable(tensors), self.tables(seq_idx, order))
+        """Give the gradients of the tensors; those named in `into` are written there."""
+        tables = self.tables(seq_idx, order)
+        return self.run_backward(d_y, d_final, saved, self.readable(tensors), tables, into)
 
     def tables(self, seq_idx: Tensor | None, order: Tensor | None) -> Tables:
         """The walk, checked."""
@@ -130,20 +133,34 @@ class NativeCall:
         return y, final, saved
 
     def run_backward(
-        self, d_y: Tensor | None, d_final: Tensor | None, saved: Tensor, tensors: Tensors, tables: Tables
+        self,
+        d_y: Tensor | None,
+        d_final: Tensor | None,
+        saved: Tensor,
+        tensors: Tensors,
+        tables: Tables,
+        into: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor | None]:
-        """Give the gradients of the tensors."""
+        """As `backward`, of tensors that the library can read."""
         like: Any = tensors[0]
         d_y = like.new_zeros(self.y.shape, dtype=self.y.dtype) if d_y is None else readable(d_y)
         d_final = readable(d_final)
-        grads = [None if t is None else t.new_empty(t.shape) for t in tensors]
-        which = "backward" if d_final is None else "backward of both"
+        if into is None:
+            grads = [None if t is None else t.new_empty(t.shape) for t in tensors]
+        else:
+            named = zip(self.names, tensors, strict=True)
+            grads = [into[n] if n in into else None if t is None else t.new_empty(t.shape) for n, t in named]
+        which = "backward" if d_final is None else "backward with final"
+        if into is not None:
+            which += " into " + " ".join(into)
         packed = self.packed.get((which, tables.which))
         if packed is None:
             others = {f"d_{name}": grad for name, grad in zip(self.names, grads, strict=True)}
             packed = self._pack(which, tensors, tables, others | {"d_y": d_y, "d_final_state": d_final})
         packed.set_strides("d_y", d_y)
         packed.set_strides("d_final_state", d_final)
+        for name in into or ():
+            packed.set_strides(f"d_{name}", into[name])  # type: ignore[index]
         packed.run([*tensors, *grads, d_y, d_final], tables, saved)
         return grads
 
@@ -161,6 +178,7 @@ class NativeCall:
         scalars["flags"] = scalars.get("flags", 0) | flags
         function = f"nvsubq_{self.native.name}_{which.split()[0]}"
         packed = _Struct(self.native, function, scalars, fields, list(named), described.work)
+        packed.seen = {f"d_{name}": seen for name, seen in described.strides.items()}
         self.packed[which, tables.which] = packed
         return packed
 
@@ -192,12 +210,15 @@ class _Struct:
         self.place = {name: first + 6 * i for i, name in enumerate(layout.tensors)}
         self.given = [(i, self.place[n]) for i, n in enumerate(names) if fields.get(n, library.ABSENT)[-1]]
         self.bytes: dict[tuple[int, int], int] = {}  # of workspace, by threads and level
+        self.seen: Mapping[str, Callable[[Strides], Strides]] = {}
 
     def set_strides(self, name: str, tensor: Tensor | None) -> None:
         """Strides of a tensor that differ from call to call."""
         if tensor is not None:
+            seen = self.seen.get(name)
+            strides = tensor.stride() if seen is None else seen(tensor.stride())
             place = self.place[name] + 1
-            for i, stride in enumerate(tensor.stride()):
+            for i, stride in enumerate(strides):
                 self.words[place + i] = stride
 
     def run(self, tensors: list[Tensor | None], tables: Tables, saved: Tensor | None) -> None:

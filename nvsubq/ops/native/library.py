@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from torch import Tensor
 import nvsubq
 
 ABI = 1
+# An environment variable: the file to load instead of the package's own, such as a build with sanitizers.
+LIBRARY = "NVSUBQ_LIBRARY"
 LEVELS = {"baseline": 1, "avx2": 2, "avx512": 3}
 DTYPES = {
     torch.float32: 0,
@@ -55,8 +58,13 @@ def open_library(folder: Path) -> tuple[ctypes.CDLL | None, str]:
         if why.is_file():
             return None, f"the native library was not built: {why.read_text(encoding='utf-8').strip()}"
         return None, f"there is no {file_name()} in the installed package"
+    return open_file(found[0])
+
+
+def open_file(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """Load a library; give None and the reason where that fails."""
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(path))
         version = library.nvsubq_abi()
     except (OSError, AttributeError) as error:
         return None, f"the native library cannot be loaded: {error}"
@@ -79,7 +87,8 @@ def folder() -> Path:
 
 @cache
 def _opened() -> tuple[ctypes.CDLL | None, str]:
-    return open_library(folder())
+    named = os.environ.get(LIBRARY)
+    return open_file(Path(named)) if named else open_library(folder())
 
 
 def inactive() -> str | None:
@@ -134,7 +143,7 @@ def describe(tensor: Tensor | None, seen: Callable[[Any], tuple[int, ...]] | Non
 
 
 def readable(tensor: Tensor | None) -> Tensor | None:
-    """The tensor itself where kernels can read it (last axis contiguous, no lazy conjugate or sign), or a copy."""
+    """The tensor itself where kernels can read it (last axis contiguous, nothing lazy), or a copy."""
     if tensor is None:
         return None
     tensor = tensor.resolve_conj().resolve_neg()
