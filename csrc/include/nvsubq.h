@@ -23,7 +23,7 @@ extern "C" {
 
 enum nvsubq_status { NVSUBQ_OK = 0, NVSUBQ_INVALID = 1, NVSUBQ_UNSUPPORTED = 2 };
 enum nvsubq_dtype { NVSUBQ_F32 = 0, NVSUBQ_F64 = 1, NVSUBQ_F16 = 2, NVSUBQ_BF16 = 3, NVSUBQ_I32 = 4, NVSUBQ_I64 = 5 };
-enum nvsubq_tensor_flag { NVSUBQ_PRESENT = 1 };
+enum nvsubq_tensor_flag { NVSUBQ_PRESENT = 1, NVSUBQ_COMPLEX = 2 };
 enum nvsubq_flag { NVSUBQ_DOUBLE = 1, NVSUBQ_SOFTPLUS = 2, NVSUBQ_SILU = 4 };
 enum nvsubq_discretization {
   NVSUBQ_MAMBA = 0,
@@ -92,6 +92,99 @@ typedef struct nvsubq_conv1d_args {
   nvsubq_tensor d_x, d_weight, d_bias, d_initial_state;
 } nvsubq_conv1d_args;
 
+/* Steps of whole cores: one token between the projections in and out, B rows of it. States are changed in place;
+ * they and the weights are dense, activations are strided by rows. Complex tensors are (re, im) pairs, flagged
+ * NVSUBQ_COMPLEX, and their strides count pairs. `saved` is not used. */
+
+/* (x, z) = xz; u = SiLU(conv(x)); (d, B, C) = x_proj u; delta = softplus(dt_weight d + dt_bias); A = -exp(A_log);
+ * s = a s + f B u, y = (C s + D u) SiLU(z). With timesteps the decay uses timestep softplus(dt_bias). */
+typedef struct nvsubq_mamba_step_args {
+  uint32_t size, abi;
+  int64_t batch, width, states, rank, taps;
+  int64_t flags, discretization, device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor xz;                       /* [B, 2D] */
+  nvsubq_tensor conv_state;               /* [B, D, K], newest last */
+  nvsubq_tensor conv_weight, conv_bias;   /* [D, K], [D] */
+  nvsubq_tensor x_proj;                   /* [R + 2N, D] */
+  nvsubq_tensor dt_weight, dt_bias;       /* [D, R], [D] */
+  nvsubq_tensor A_log, D;                 /* [D, N], [D] */
+  nvsubq_tensor timesteps;                /* [B] */
+  nvsubq_tensor state;                    /* [B, D, N] */
+  nvsubq_tensor y;                        /* [B, D] */
+} nvsubq_mamba_step_args;
+
+/* (z0, x0, z, xBC, d) = zxbcdt; (x, B, C) = SiLU(conv(xBC)); delta = clamp(softplus(d + dt_bias)); A = -exp(A_log);
+ * s = exp(delta A) s + delta x B, y = C s + D x; out = (SiLU(z0) x0, norm(y SiLU(z))). `width` is the recurrence's
+ * D = H P, `mlp` the width of z0 and x0; without norm_weight there is no norm. */
+typedef struct nvsubq_mamba2_step_args {
+  uint32_t size, abi;
+  int64_t batch, width, states, heads, groups, taps, mlp;
+  int64_t flags, norm_before_gate, channel_skip, device, threads, level;
+  double dt_low, dt_high, norm_eps;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor zxbcdt;                   /* [B, 2 mlp + 2D + 2GN + H] */
+  nvsubq_tensor conv_state;               /* [B, D + 2GN, K], newest last */
+  nvsubq_tensor conv_weight, conv_bias;   /* [D + 2GN, K], [D + 2GN] */
+  nvsubq_tensor dt_bias, A_log;           /* [H] */
+  nvsubq_tensor D;                        /* [H], or [D] with channel_skip */
+  nvsubq_tensor norm_weight;              /* [D] */
+  nvsubq_tensor state;                    /* [B, H, P, N] */
+  nvsubq_tensor y;                        /* [B, mlp + D] */
+} nvsubq_mamba2_step_args;
+
+/* u = conv(x); r = sigmoid(r_weight u + r_bias); i = sigmoid(i_weight u + i_bias); log a = c r log sigmoid(a_log);
+ * s = a s + sqrt(1 - a^2) i u, y = s GELU(gate). */
+typedef struct nvsubq_rglru_step_args {
+  uint32_t size, abi;
+  int64_t batch, width, taps;
+  int64_t flags, device, threads, level;
+  double c;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor x, gate;                  /* [B, D] */
+  nvsubq_tensor conv_state;               /* [B, D, K], newest last */
+  nvsubq_tensor conv_weight, conv_bias;   /* [D, K], [D] */
+  nvsubq_tensor r_weight, r_bias;         /* [D, D], [D] */
+  nvsubq_tensor i_weight, i_bias;         /* [D, D], [D] */
+  nvsubq_tensor a_log;                    /* [D] */
+  nvsubq_tensor state;                    /* [B, D] */
+  nvsubq_tensor y;                        /* [B, D] */
+} nvsubq_rglru_step_args;
+
+/* dt = exp(log_dt) step_rescale; s = a(dt A) s + f(dt, A) B u, y = kappa Re(C s) + D u. With timesteps the decay
+ * is that of timestep dt. */
+typedef struct nvsubq_s5_step_args {
+  uint32_t size, abi;
+  int64_t batch, width, states;
+  int64_t flags, discretization, device, threads, level;
+  double step_rescale, kappa;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor u;                        /* [B, C] */
+  nvsubq_tensor A;                        /* [N, 2] */
+  nvsubq_tensor B;                        /* [N, C, 2] */
+  nvsubq_tensor C;                        /* [C, N, 2] */
+  nvsubq_tensor D, log_dt;                /* [C], [N] */
+  nvsubq_tensor timesteps;                /* [B] */
+  nvsubq_tensor state;                    /* [B, N], complex */
+  nvsubq_tensor y;                        /* [B, C] */
+} nvsubq_s5_step_args;
+
 NVSUBQ_API uint32_t nvsubq_abi(void);
 NVSUBQ_API const char* nvsubq_build_info(void);
 /* The message of the last status other than NVSUBQ_OK on this thread. */
@@ -109,6 +202,16 @@ NVSUBQ_API const char* nvsubq_level_name(int64_t level);
 
 NVSUBQ_OP(selective_scan, nvsubq_selective_scan_args)
 NVSUBQ_OP(conv1d, nvsubq_conv1d_args)
+
+/* Of each core's step: bytes of workspace (-1: bad arguments), and the step. */
+#define NVSUBQ_STEP(step, Args)                                     \
+  NVSUBQ_API int64_t nvsubq_##step##_workspace(const Args* args); \
+  NVSUBQ_API int nvsubq_##step(const Args* args);
+
+NVSUBQ_STEP(mamba_step, nvsubq_mamba_step_args)
+NVSUBQ_STEP(mamba2_step, nvsubq_mamba2_step_args)
+NVSUBQ_STEP(rglru_step, nvsubq_rglru_step_args)
+NVSUBQ_STEP(s5_step, nvsubq_s5_step_args)
 
 #ifdef __cplusplus
 }

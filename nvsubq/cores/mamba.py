@@ -23,7 +23,9 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
+from nvsubq.cores.fusing import untouched
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, selective_scan, selective_state_update
+from nvsubq.ops.steps import mamba_step
 
 
 class Mamba(LTV_LRNN):
@@ -213,21 +215,50 @@ class Mamba(LTV_LRNN):
             return y, inference_cache
         check_cache(inference_cache, x.shape[0])
         own_states(inference_cache)
-        u, z = self.in_proj(x[:, 0]).chunk(2, dim=-1)
+        xz = self.in_proj(x[:, 0])
+        if integration_timesteps is not None:
+            integration_timesteps = integration_timesteps[:, 0].to(state_dtype(self.A_log.dtype))
+        y = self._fused_step(xz, inference_cache, integration_timesteps)
+        if y is None:
+            y = self._composed_step(xz, inference_cache, integration_timesteps)
+        inference_cache["seqlen_offset"] += 1
+        return self.out_proj(y)[:, None], inference_cache
+
+    def _fused_step(self, xz: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
+        """All between the projections in and out in one call, or None."""
+        if not untouched(self.x_proj, nn.Linear) or self.x_proj.bias is not None:
+            return None
+        conv, dt = self.conv1d, self.dt_proj
+        return mamba_step(
+            xz,
+            cache["conv_state"],
+            cache["lrnn_state"],
+            conv_weight=conv.weight,
+            conv_bias=conv.bias,
+            x_proj=self.x_proj.weight,
+            dt_weight=dt.weight,
+            dt_bias=dt.bias,
+            A_log=self.A_log,
+            D=self.D,
+            timesteps=timesteps,
+            discretization=self.discretization,  # type: ignore[arg-type]
+            backend=self.backend,
+        )
+
+    def _composed_step(self, xz: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor:
+        u, z = xz.chunk(2, dim=-1)
         u = causal_conv1d_update(
-            inference_cache["conv_state"],
+            cache["conv_state"],
             u,
             self.conv1d.weight[:, 0],
             self.conv1d.bias,
             activation="silu",
             backend=self.backend,
         )
-        options = self._scan_options(None if integration_timesteps is None else integration_timesteps[:, 0])
-        y = selective_state_update(
-            inference_cache["lrnn_state"], *self._scan_inputs(u), z, **options, backend=self.backend
+        options = self._scan_options(timesteps)
+        return selective_state_update(
+            cache["lrnn_state"], *self._scan_inputs(u), z, **options, backend=self.backend
         )
-        inference_cache["seqlen_offset"] += 1
-        return self.out_proj(y)[:, None], inference_cache
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None

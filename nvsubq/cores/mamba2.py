@@ -23,8 +23,10 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
+from nvsubq.cores.fusing import untouched
 from nvsubq.cores.norm import GroupRMSNorm
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, ssd_scan, ssd_state_update
+from nvsubq.ops.steps import mamba2_step
 
 
 class Mamba2(LTV_LRNN):
@@ -206,7 +208,7 @@ class Mamba2(LTV_LRNN):
             options |= {"initial_state": inference_cache["lrnn_state"], "return_final_state": True}
             y, state = ssd_scan(*self._scan_inputs(u, dt), **options)
             write_cache(inference_cache, hidden_states.shape[1], conv_state=conv_state, lrnn_state=state)
-        out = self._project(z0, x0, z, y)
+        out = self.out_proj(self._join(z0, x0, z, y))
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
 
     def step(
@@ -234,9 +236,39 @@ class Mamba2(LTV_LRNN):
             return self.forward(hidden_states, inference_cache=inference_cache), inference_cache
         check_cache(inference_cache, hidden_states.shape[0])
         own_states(inference_cache)
-        z0, x0, z, xBC, dt = self.in_proj(hidden_states[:, 0]).split(self._rows, dim=-1)
+        rows = self.in_proj(hidden_states[:, 0])
+        y = self._fused_step(rows, inference_cache)
+        if y is None:
+            y = self._composed_step(rows, inference_cache)
+        inference_cache["seqlen_offset"] += 1
+        return self.out_proj(y)[:, None], inference_cache
+
+    def _fused_step(self, rows: Tensor, cache: dict[str, Any]) -> Tensor | None:
+        """All between the projections in and out in one call, or None."""
+        norm = self.norm
+        if norm is not None and not untouched(norm, GroupRMSNorm):
+            return None
+        return mamba2_step(
+            rows,
+            cache["conv_state"],
+            cache["lrnn_state"],
+            conv_weight=self.conv1d.weight,
+            conv_bias=self.conv1d.bias,
+            dt_bias=self.dt_bias,
+            A_log=self.A_log,
+            D=self.D,
+            norm_weight=None if norm is None else norm.weight,
+            norm_eps=1.0 if norm is None else norm.eps,
+            norm_before_gate=self.norm_before_gate,
+            groups=self.ngroups,
+            dt_limit=self.dt_limit,
+            backend=self.backend,
+        )
+
+    def _composed_step(self, rows: Tensor, cache: dict[str, Any]) -> Tensor:
+        z0, x0, z, xBC, dt = rows.split(self._rows, dim=-1)
         xBC = causal_conv1d_update(
-            inference_cache["conv_state"],
+            cache["conv_state"],
             xBC,
             self.conv1d.weight[:, 0],
             self.conv1d.bias,
@@ -244,13 +276,12 @@ class Mamba2(LTV_LRNN):
             backend=self.backend,
         )
         y = ssd_state_update(
-            inference_cache["lrnn_state"],
+            cache["lrnn_state"],
             *self._scan_inputs(xBC, dt),
             **self._scan_options(z),
             backend=self.backend,
         )
-        inference_cache["seqlen_offset"] += 1
-        return self._project(z0, x0, z, y)[:, None], inference_cache
+        return self._join(z0, x0, z, y)
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None
@@ -298,8 +329,8 @@ class Mamba2(LTV_LRNN):
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.nheads, self.headdim))
 
-    def _project(self, z0: Tensor, x0: Tensor, z: Tensor, y: Tensor) -> Tensor:
-        """Normalise the scan's output `[..., H, P]`, join the MLP's, and project to `[..., C]`."""
+    def _join(self, z0: Tensor, x0: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        """Normalise the scan's output `[..., H, P]`, and put the MLP's before it: `[..., E]`."""
         y = y.flatten(-2)
         if self.norm is not None:
             y = self.norm(y)
@@ -307,8 +338,7 @@ class Mamba2(LTV_LRNN):
             y = y * F.silu(z)
         if self.d_ssm < self.d_inner:
             y = torch.cat([F.silu(z0) * x0, y], dim=-1)
-        out: Tensor = self.out_proj(y)
-        return out
+        return y
 
     def extra_repr(self) -> str:
         return (

@@ -23,6 +23,7 @@ from nvsubq.cores.base import (
     write_cache,
 )
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, rglru_scan, rglru_state_update
+from nvsubq.ops.steps import rglru_step
 
 
 class RGLRU(LTV_LRNN):
@@ -190,21 +191,44 @@ class RGLRU(LTV_LRNN):
         own_states(inference_cache)
         h = hidden_states[:, 0]
         gate, x = self.gate_proj(h), self.in_proj(h)
+        y = self._fused_step(x, gate, inference_cache)
+        if y is None:
+            y = self._composed_step(x, gate, inference_cache)
+        inference_cache["seqlen_offset"] += 1
+        return self.out_proj(y)[:, None], inference_cache
+
+    def _fused_step(self, x: Tensor, gate: Tensor, cache: dict[str, Any]) -> Tensor | None:
+        """All between the projections in and out in one call, or None."""
+        return rglru_step(
+            x,
+            gate,
+            cache["conv_state"],
+            cache["lrnn_state"],
+            conv_weight=self.conv1d.weight,
+            conv_bias=self.conv1d.bias,
+            r_weight=self.recurrent_gate_proj.weight,
+            r_bias=self.recurrent_gate_proj.bias,
+            i_weight=self.input_gate_proj.weight,
+            i_bias=self.input_gate_proj.bias,
+            a_log=self.a_log,
+            c=self.c,
+            backend=self.backend,
+        )
+
+    def _composed_step(self, x: Tensor, gate: Tensor, cache: dict[str, Any]) -> Tensor:
         x = causal_conv1d_update(
-            inference_cache["conv_state"],
+            cache["conv_state"],
             x,
             self.conv1d.weight[:, 0],
             self.conv1d.bias,
             backend=self.backend,
         )
-        y = rglru_state_update(
-            inference_cache["lrnn_state"][..., 0],
+        return rglru_state_update(
+            cache["lrnn_state"][..., 0],
             *self._scan_inputs(x, gate),
             **self._scan_options(),
             backend=self.backend,
         )
-        inference_cache["seqlen_offset"] += 1
-        return self.out_proj(y)[:, None], inference_cache
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None

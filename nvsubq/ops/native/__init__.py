@@ -4,5 +4,16 @@ from nvsubq.ops.native.conv import causal_conv1d
 from nvsubq.ops.native.library import about, inactive
 from nvsubq.ops.native.selective import selective_scan
 from nvsubq.ops.native.served import declines
+from nvsubq.ops.native.steps import mamba2_step, mamba_step, rglru_step, s5_step
 
-__all__ = ["about", "causal_conv1d", "declines", "inactive", "selective_scan"]
+__all__ = [
+    "about",
+    "causal_conv1d",
+    "declines",
+    "inactive",
+    "mamba2_step",
+    "mamba_step",
+    "rglru_step",
+    "s5_step",
+    "selective_scan",
+]

@@ -37,6 +37,7 @@ _RESULTS = {
     "nvsubq_level_name": ctypes.c_char_p,
 }
 _OPS = ("selective_scan", "conv1d")
+_STEPS = ("mamba_step", "mamba2_step", "rglru_step", "s5_step")
 
 # 0: the best instruction set that the machine has and NVSUBQ_CPU_ISA allows; else one of LEVELS (for tests).
 forced_level = 0
@@ -67,6 +68,8 @@ def open_library(folder: Path) -> tuple[ctypes.CDLL | None, str]:
     for op in _OPS:
         for size in ("workspace", "saved"):
             getattr(library, f"nvsubq_{op}_{size}").restype = ctypes.c_int64
+    for step in _STEPS:
+        getattr(library, f"nvsubq_{step}_workspace").restype = ctypes.c_int64
     library.nvsubq_level_name.argtypes = [ctypes.c_int64]
     return library, ""
 
@@ -113,13 +116,16 @@ class Layout:
     Args:
         scalars: int64 fields after `size` and `abi`.
         tensors: names of the tensors.
+        reals: double fields after the scalars.
     """
 
     scalars: tuple[str, ...]
     tensors: tuple[str, ...]
+    reals: tuple[str, ...] = ()
 
     def packer(self) -> struct.Struct:
-        return struct.Struct(f"@2I{len(self.scalars)}qQqQQq{_TENSOR * len(self.tensors)}")
+        head = f"2I{len(self.scalars)}q{len(self.reals)}d"
+        return struct.Struct(f"@{head}QqQQq{_TENSOR * len(self.tensors)}")
 
 
 def describe(tensor: Tensor | None) -> tuple[int, ...]:
