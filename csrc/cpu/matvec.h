@@ -47,10 +47,14 @@ struct Stored<float, F16> {
   static VecF lanes(const F16* p) {
     Halves h;
     memcpy(&h, p, sizeof h);
+#if defined(__AVX512F__)
+    return (VecF)_mm512_cvtph_ps((__m256i)h);
+#else
     const VecU u = __builtin_convertvector(h, VecU), sign = (u & 0x8000) << 16, rest = u & 0x7fff;
     const VecU finite = (VecU)((VecF)(rest << 13) * 5.192296858534828e33f);  // as `from_f16`
     const VecU special = 0x7f800000 | (rest << 13);
     return (VecF)(sign | (rest >= 0x7c00 ? special : finite));
+#endif
   }
 };
 
@@ -123,32 +127,28 @@ inline void dots(const S* weight, int64_t row_stride, const Vectors<T>& v, int64
     for (int m = 0; m < M; ++m) Sum::template write<T>(sums[r][m], y + m * v.y_stride + r * Sum::count);
 }
 
+// `rows` rows of the weight with M vectors, R at once where there are as many.
+template <class T, class S, class Sum, int R, int M>
+void dots_by(const S* weight, int64_t row_stride, int64_t rows, const Vectors<T>& v, int64_t first_vector) {
+  T* y = v.y + first_vector * v.y_stride;
+  int64_t r = 0;
+  for (; r + R <= rows; r += R) dots<T, S, Sum, R, M>(weight + r * row_stride, row_stride, v, first_vector, y + r * Sum::count);
+  for (; r < rows; ++r) dots<T, S, Sum, 1, M>(weight + r * row_stride, row_stride, v, first_vector, y + r * Sum::count);
+}
+
 template <class T, class S, class Sum>
 void matvec_of(const S* weight, int64_t row_stride, int64_t rows, const Vectors<T>& v) {
-  constexpr int many = 8, few = 4;
-  int64_t r = 0;
-  while (r < rows) {
+  // A few rows of the weight go through all vectors before the next ones are read.
+  const int64_t taken = v.batch == 1 ? rows : 8;
+  for (int64_t r = 0; r < rows; r += taken) {
+    const int64_t some = rows - r < taken ? rows - r : taken;
     const S* w = weight + r * row_stride;
-    T* y = v.y + r * Sum::count;
-    const int64_t left = rows - r, taken = left >= many ? many : left >= few ? few : 1;
+    Vectors<T> to = v;
+    to.y += r * Sum::count;
     int64_t b = 0;
-    for (; b + few <= v.batch; b += few) {
-      T* to = y + b * v.y_stride;
-      if (taken == 1) {
-        dots<T, S, Sum, 1, few>(w, row_stride, v, b, to);
-        continue;
-      }
-      for (int64_t i = 0; i < taken; i += few)
-        dots<T, S, Sum, few, few>(w + i * row_stride, row_stride, v, b, to + i * Sum::count);
-    }
-    for (; b < v.batch; ++b) {
-      T* to = y + b * v.y_stride;
-      if (taken == many)
-        dots<T, S, Sum, many, 1>(w, row_stride, v, b, to);
-      else
-        for (int64_t i = 0; i < taken; ++i) dots<T, S, Sum, 1, 1>(w + i * row_stride, row_stride, v, b, to + i * Sum::count);
-    }
-    r += taken;
+    for (; b + 4 <= v.batch; b += 4) dots_by<T, S, Sum, 4, 4>(w, row_stride, some, to, b);
+    for (; b + 2 <= v.batch; b += 2) dots_by<T, S, Sum, 4, 2>(w, row_stride, some, to, b);
+    if (b < v.batch) dots_by<T, S, Sum, 8, 1>(w, row_stride, some, to, b);
   }
 }
 

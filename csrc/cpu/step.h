@@ -78,11 +78,53 @@ inline void shift_any(const nvsubq_tensor& state, int64_t offset, const void* ne
     shift<E, 0>(to, static_cast<const E*>(newest), channels, taps);
 }
 
+// Rows of any dtype in the workspace.
+template <class T>
+void enter(const nvsubq_tensor& x, int64_t batch, int64_t width, T* to) {
+  for (int64_t b = 0; b < batch; ++b) read_row<T>(x, at(x, b), width, to + b * width);
+}
+
+// y [B][out] = weight [out, in] x [B][in] + bias, all in the workspace but the weight.
+template <class T>
+void project(int64_t threads, const nvsubq_tensor& weight, const nvsubq_tensor* bias, int64_t batch, int64_t in,
+             int64_t out, const T* x, T* y) {
+  auto rows = [&](int64_t task, int64_t) {
+    const int64_t first = task * kChunk, n = least(kChunk, out - first);
+    matvec<T>(weight, in, first, n, {x, in, batch, in, y + first, out});
+    if (!bias || !has(*bias)) return;
+    T added[kChunk];
+    read_row<T>(*bias, first, n, added);
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t i = 0; i < n; ++i) y[b * out + first + i] += added[i];
+  };
+  run_phase(threads, chunks_of(out), batch * in * out, rows);
+}
+
+// The projection in, or x as it is where there is none.
+template <class T>
+void project_in(const nvsubq_tensor& weight, const nvsubq_tensor& bias, const nvsubq_tensor& x, int64_t threads,
+                int64_t batch, int64_t model, int64_t width, T* copy, T* to) {
+  if (!has(weight)) return enter(x, batch, width, to);
+  enter(x, batch, model, copy);
+  project(threads, weight, &bias, batch, model, width, copy, to);
+}
+
+// The projection out of v [B][width] to y, or v itself where there is none.
+template <class T>
+void project_out(const nvsubq_tensor& weight, const nvsubq_tensor& bias, const nvsubq_tensor& y, int64_t threads,
+                 int64_t batch, int64_t model, int64_t width, const T* v, T* copy) {
+  if (has(weight)) project(threads, weight, &bias, batch, width, model, v, copy);
+  const T* from = has(weight) ? copy : v;
+  const int64_t wide = has(weight) ? model : width;
+  for (int64_t b = 0; b < batch; ++b) write_row<T>(y, at(y, b), wide, from + b * wide);
+}
+
 // The convolution of a step: state [B, D, K], dense, is moved on, and u [B][D] in the workspace is its output.
 template <class T>
 struct ConvStep {
-  const nvsubq_tensor &x, &state, &weight, &bias;
-  int64_t first;  // column of x at which its channels begin
+  const T* x;        // of the first channel; rows are x_stride apart
+  int64_t x_stride;
+  const nvsubq_tensor &state, &weight, &bias;
   int64_t batch, width, taps;
   bool silu;
   T* u;
@@ -102,11 +144,11 @@ struct ConvStep {
   void run(int64_t task, const Scratch& scratch) const {
     const int64_t c = task * kChunk, n = least(kChunk, width - c);
     const T* taps_of = dense(weight, c * taps, n * taps, scratch.weight);
-    T biases[kChunk] = {}, xs[kChunk];
+    T biases[kChunk] = {};
     if (has(bias)) read_row<T>(bias, c, n, biases);
     for (int64_t b = 0; b < batch; ++b) {
       T* y = u + b * width + c;
-      read_row<T>(x, at(x, b) + first + c, n, xs);
+      const T* xs = x + b * x_stride + c;
       memcpy(y, biases, n * sizeof(T));
       const int64_t offset = (b * width + c) * taps;
       const T* seen = dense(state, offset, n * taps, scratch.state);

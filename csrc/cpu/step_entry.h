@@ -28,6 +28,17 @@ inline int check_weight(const char* name, const nvsubq_tensor& t, int64_t inner,
   return check_dense(name, t, inner);
 }
 
+// The projections in and out, where they are given.
+template <class Args>
+int check_projections(const Args* a, int64_t width) {
+  if (a->model < 0) return fail(NVSUBQ_INVALID, "model (=%lld) is negative", (long long)a->model);
+  if (present(a->in_weight))
+    if (const int status = check_weight("in_weight", a->in_weight, a->model, a->flags)) return status;
+  if (present(a->out_weight))
+    if (const int status = check_weight("out_weight", a->out_weight, width, a->flags)) return status;
+  return NVSUBQ_OK;
+}
+
 template <class Args>
 int run_step(const Args& a, const Step<Args>& step) {
   const int64_t needed = step.workspace(a);

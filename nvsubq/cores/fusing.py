@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as _global
 
+Weights = dict[str, Tensor]
 
-def untouched(part: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `part` is `kind.forward` and nothing else: no hook, no subclass, no other forward.
+
+def weights_of(part: nn.Module | None, kind: type[nn.Module]) -> Weights | None:
+    """The parameters of `part` if calling it is `kind.forward` on them and nothing else.
+
+    None where there is a hook, a subclass (a parametrization makes one) or another forward.
 
     Example:
         >>> linear = nn.Linear(2, 3)
-        >>> untouched(linear, nn.Linear)
-        True
+        >>> sorted(weights_of(linear, nn.Linear))
+        ['bias', 'weight']
         >>> _ = linear.register_forward_hook(lambda *_: None)
-        >>> untouched(linear, nn.Linear)
-        False
+        >>> weights_of(linear, nn.Linear)
     """
-    return (
-        type(part) is kind
-        and not (part._forward_hooks or part._forward_pre_hooks)
-        and "forward" not in vars(part)
-        and not (_global._global_forward_hooks or _global._global_forward_pre_hooks)
-    )
+    if type(part) is not kind:
+        return None
+    own = vars(part)
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+        return None
+    if _global._global_forward_hooks or _global._global_forward_pre_hooks:
+        return None
+    found = own["_parameters"]
+    return found if "weight" in found else None

@@ -23,7 +23,7 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
-from nvsubq.cores.fusing import untouched
+from nvsubq.cores.fusing import weights_of
 from nvsubq.cores.norm import GroupRMSNorm
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, ssd_scan, ssd_state_update
 from nvsubq.ops.steps import mamba2_step
@@ -236,37 +236,48 @@ class Mamba2(LTV_LRNN):
             return self.forward(hidden_states, inference_cache=inference_cache), inference_cache
         check_cache(inference_cache, hidden_states.shape[0])
         own_states(inference_cache)
-        rows = self.in_proj(hidden_states[:, 0])
-        y = self._fused_step(rows, inference_cache)
+        cell = hidden_states[:, 0]
+        y = self._fused_step(cell, inference_cache)
         if y is None:
-            y = self._composed_step(rows, inference_cache)
+            y = self._composed_step(cell, inference_cache)
         inference_cache["seqlen_offset"] += 1
-        return self.out_proj(y)[:, None], inference_cache
+        return y[:, None], inference_cache
 
-    def _fused_step(self, rows: Tensor, cache: dict[str, Any]) -> Tensor | None:
-        """All between the projections in and out in one call, or None."""
-        norm = self.norm
-        if norm is not None and not untouched(norm, GroupRMSNorm):
+    def _fused_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor | None:
+        """The step in one call, or None where the parts or the moment do not allow it."""
+        if torch.compiler.is_compiling():
+            return None
+        parts, own = self._modules, self._parameters
+        first, last = weights_of(parts["in_proj"], nn.Linear), weights_of(parts["out_proj"], nn.Linear)
+        conv = weights_of(parts["conv1d"], nn.Conv1d)
+        norm = weights_of(self.norm, GroupRMSNorm)
+        if first is None or last is None or conv is None or (norm is None) == self.rmsnorm:
+            return None
+        if not {"dt_bias", "A_log", "D"} <= own.keys():
             return None
         return mamba2_step(
-            rows,
+            x,
             cache["conv_state"],
             cache["lrnn_state"],
-            conv_weight=self.conv1d.weight,
-            conv_bias=self.conv1d.bias,
-            dt_bias=self.dt_bias,
-            A_log=self.A_log,
-            D=self.D,
-            norm_weight=None if norm is None else norm.weight,
-            norm_eps=1.0 if norm is None else norm.eps,
+            in_weight=first["weight"],
+            in_bias=first["bias"],
+            conv_weight=conv["weight"],
+            conv_bias=conv["bias"],
+            dt_bias=own["dt_bias"],
+            A_log=own["A_log"],
+            D=own["D"],
+            norm_weight=None if norm is None else norm["weight"],
+            out_weight=last["weight"],
+            out_bias=last["bias"],
+            norm_eps=1.0 if self.norm is None else self.norm.eps,
             norm_before_gate=self.norm_before_gate,
             groups=self.ngroups,
             dt_limit=self.dt_limit,
             backend=self.backend,
         )
 
-    def _composed_step(self, rows: Tensor, cache: dict[str, Any]) -> Tensor:
-        z0, x0, z, xBC, dt = rows.split(self._rows, dim=-1)
+    def _composed_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor:
+        z0, x0, z, xBC, dt = self.in_proj(x).split(self._rows, dim=-1)
         xBC = causal_conv1d_update(
             cache["conv_state"],
             xBC,
@@ -281,7 +292,8 @@ class Mamba2(LTV_LRNN):
             **self._scan_options(z),
             backend=self.backend,
         )
-        return self._join(z0, x0, z, y)
+        out: Tensor = self.out_proj(self._join(z0, x0, z, y))
+        return out
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None

@@ -22,6 +22,7 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
+from nvsubq.cores.fusing import weights_of
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, rglru_scan, rglru_state_update
 from nvsubq.ops.steps import rglru_step
 
@@ -189,33 +190,49 @@ class RGLRU(LTV_LRNN):
             return self.forward(hidden_states, inference_cache=inference_cache), inference_cache
         check_cache(inference_cache, hidden_states.shape[0])
         own_states(inference_cache)
-        h = hidden_states[:, 0]
-        gate, x = self.gate_proj(h), self.in_proj(h)
-        y = self._fused_step(x, gate, inference_cache)
+        cell = hidden_states[:, 0]
+        y = self._fused_step(cell, inference_cache)
         if y is None:
-            y = self._composed_step(x, gate, inference_cache)
+            y = self._composed_step(cell, inference_cache)
         inference_cache["seqlen_offset"] += 1
-        return self.out_proj(y)[:, None], inference_cache
+        return y[:, None], inference_cache
 
-    def _fused_step(self, x: Tensor, gate: Tensor, cache: dict[str, Any]) -> Tensor | None:
-        """All between the projections in and out in one call, or None."""
+    def _fused_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor | None:
+        """The step in one call, or None where the parts or the moment do not allow it."""
+        if torch.compiler.is_compiling():
+            return None
+        parts, own = self._modules, self._parameters
+        names = ("in_proj", "gate_proj", "recurrent_gate_proj", "input_gate_proj", "out_proj")
+        linear = [weights_of(parts[name], nn.Linear) for name in names]
+        conv = weights_of(parts["conv1d"], nn.Conv1d)
+        if conv is None or None in linear or "a_log" not in own:
+            return None
+        first, gate, r, i, last = linear
+        if r["bias"] is None or i["bias"] is None:
+            return None
         return rglru_step(
             x,
-            gate,
             cache["conv_state"],
             cache["lrnn_state"],
-            conv_weight=self.conv1d.weight,
-            conv_bias=self.conv1d.bias,
-            r_weight=self.recurrent_gate_proj.weight,
-            r_bias=self.recurrent_gate_proj.bias,
-            i_weight=self.input_gate_proj.weight,
-            i_bias=self.input_gate_proj.bias,
-            a_log=self.a_log,
+            in_weight=first["weight"],
+            in_bias=first["bias"],
+            gate_weight=gate["weight"],
+            gate_bias=gate["bias"],
+            conv_weight=conv["weight"],
+            conv_bias=conv["bias"],
+            r_weight=r["weight"],
+            r_bias=r["bias"],
+            i_weight=i["weight"],
+            i_bias=i["bias"],
+            a_log=own["a_log"],
+            out_weight=last["weight"],
+            out_bias=last["bias"],
             c=self.c,
             backend=self.backend,
         )
 
-    def _composed_step(self, x: Tensor, gate: Tensor, cache: dict[str, Any]) -> Tensor:
+    def _composed_step(self, h: Tensor, cache: dict[str, Any]) -> Tensor:
+        gate, x = self.gate_proj(h), self.in_proj(h)
         x = causal_conv1d_update(
             cache["conv_state"],
             x,
@@ -223,12 +240,14 @@ class RGLRU(LTV_LRNN):
             self.conv1d.bias,
             backend=self.backend,
         )
-        return rglru_state_update(
+        y = rglru_state_update(
             cache["lrnn_state"][..., 0],
             *self._scan_inputs(x, gate),
             **self._scan_options(),
             backend=self.backend,
         )
+        out: Tensor = self.out_proj(y)
+        return out
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None

@@ -194,15 +194,18 @@ class S5(LTV_LRNN):
         return y[:, None], inference_cache
 
     def _fused_step(self, u: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
-        """The whole step in one call, or None."""
+        """The step in one call, or None where the parameters or the moment do not allow it."""
+        own = self._parameters
+        if torch.compiler.is_compiling() or not {"A", "B", "C", "D", "log_dt"} <= own.keys():
+            return None
         return s5_step(
             u,
             cache["lrnn_state"],
-            A=self.A,
-            B=self.B,
-            C=self.C,
-            D=self.D,
-            log_dt=self.log_dt,
+            A=own["A"],
+            B=own["B"],
+            C=own["C"],
+            D=own["D"],
+            log_dt=own["log_dt"],
             timesteps=timesteps,
             discretization=self.discretization,  # type: ignore[arg-type]
             step_rescale=self.step_rescale,

@@ -11,11 +11,12 @@ int check(const nvsubq_mamba2_step_args* a) {
   if (a->width % a->heads || a->heads % a->groups)
     return fail(NVSUBQ_INVALID, "groups (=%lld) must divide heads (=%lld), and these width (=%lld)", (long long)a->groups,
                 (long long)a->heads, (long long)a->width);
-  if (!present(a->zxbcdt) || !present(a->dt_bias) || !present(a->A_log) || !present(a->D) || !present(a->y))
-    return fail(NVSUBQ_INVALID, "zxbcdt, dt_bias, A_log, D or y is absent");
+  if (!present(a->x) || !present(a->dt_bias) || !present(a->A_log) || !present(a->D) || !present(a->y))
+    return fail(NVSUBQ_INVALID, "x, dt_bias, A_log, D or y is absent");
   const int64_t conv_width = a->width + 2 * a->groups * a->states;
   if (const int status = check_dense("conv_state", a->conv_state, conv_width * a->taps)) return status;
   if (const int status = check_dense("conv_weight", a->conv_weight, a->taps)) return status;
+  if (const int status = check_projections(a, a->mlp + a->width)) return status;
   return check_state(a->state, a->width * a->states, a->flags);
 }
 

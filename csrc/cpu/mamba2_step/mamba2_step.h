@@ -1,4 +1,4 @@
-// One token of Mamba2 between its projections in and out: convolution, heads, gate and norm, and the MLP beside them.
+// One token of Mamba2: projection in, convolution, heads, gate and norm, the MLP beside them, projection out.
 #ifndef NVSUBQ_CPU_MAMBA2_STEP_H
 #define NVSUBQ_CPU_MAMBA2_STEP_H
 
@@ -16,16 +16,21 @@ struct Mamba2Step {
   static constexpr int W = Simd<T>::W;
   const Mamba2Args& a;
   const int64_t conv_width, head_width, lanes;  // lanes: states, padded
-  const int64_t x_at, dt_at;                    // columns of zxbcdt
-  T *u, *y, *BC, *delta, *decay;                // [B][conv_width], [B][D], [B][2G][lanes], [B][H] each
+  const int64_t x_at, dt_at, in_width, out_width;  // columns of what the projection in gives, out takes
+  T *outer, *in, *u, *y, *out;                     // [B][M], [B][in_width], [B][conv_width], [B][D], [B][out_width]
+  T *BC, *delta, *decay;                           // [B][2G][lanes], [B][H] each
   int64_t shared_bytes, slot_bytes;
 
   explicit Mamba2Step(const Mamba2Args& args)
       : a(args), conv_width(args.width + 2 * args.groups * args.states), head_width(args.width / args.heads),
-        lanes(padded<T>(args.states)), x_at(2 * args.mlp + args.width), dt_at(x_at + conv_width) {
+        lanes(padded<T>(args.states)), x_at(2 * args.mlp + args.width), dt_at(x_at + conv_width),
+        in_width(dt_at + args.heads), out_width(args.mlp + args.width) {
     Arena shared(a.workspace), slot(nullptr);
+    outer = shared.take<T>(a.batch * a.model);
+    in = shared.take<T>(a.batch * in_width);
     u = shared.take<T>(a.batch * conv_width);
     y = shared.take<T>(a.batch * a.width);
+    out = shared.take<T>(a.batch * out_width);
     BC = shared.take<T>(a.batch * 2 * a.groups * lanes);
     delta = shared.take<T>(a.batch * a.heads);
     decay = shared.take<T>(a.batch * a.heads);
@@ -37,8 +42,9 @@ struct Mamba2Step {
   int64_t bytes() const { return shared_bytes + slot_bytes * a.threads; }
 
   void run() const {
-    const ConvStep<T> conv = {a.zxbcdt, a.conv_state, a.conv_weight, a.conv_bias, x_at,
-                              a.batch,  conv_width,   a.taps,        true,        u};
+    project_in(a.in_weight, a.in_bias, a.x, a.threads, a.batch, a.model, in_width, outer, in);
+    const ConvStep<T> conv = {in + x_at, in_width, a.conv_state, a.conv_weight, a.conv_bias,
+                              a.batch,   conv_width, a.taps,     true,          u};
     auto convolve = [&](int64_t task, int64_t slot) {
       Arena arena(static_cast<char*>(a.workspace) + shared_bytes + slot * slot_bytes);
       conv.run(task, typename ConvStep<T>::Scratch(arena, a.taps));
@@ -49,6 +55,7 @@ struct Mamba2Step {
     run_phase(a.threads, a.batch * a.heads, 4 * a.batch * a.width * a.states, heads);
     auto finish = [&](int64_t b, int64_t) { leave(b); };
     run_phase(a.threads, a.batch, 16 * a.batch * (a.width + a.mlp), finish);
+    project_out(a.out_weight, a.out_bias, a.y, a.threads, a.batch, a.model, out_width, out, outer);
   }
 
   // B and C of a row by padded groups, and the step sizes and decays of its heads.
@@ -56,13 +63,12 @@ struct Mamba2Step {
     for (int64_t g = 0; g < 2 * a.groups; ++g)
       for (int64_t n = 0; n < lanes; ++n)
         BC[(b * 2 * a.groups + g) * lanes + n] = n < a.states ? u[b * conv_width + a.width + g * a.states + n] : T(0);
-    T raw[W] = {}, bias[W] = {}, rate[W] = {};
+    T bias[W] = {}, rate[W] = {};
     for (int64_t h = 0; h < a.heads; h += W) {
       const int64_t n = least(W, a.heads - h);
-      read_row<T>(a.zxbcdt, at(a.zxbcdt, b) + dt_at + h, n, raw);
       read_row<T>(a.dt_bias, h, n, bias);
       read_row<T>(a.A_log, h, n, rate);
-      V dt = softplus<T>(load<T>(raw, W) + load<T>(bias, W));
+      V dt = softplus<T>(load<T>(in + b * in_width + dt_at + h, n) + load<T>(bias, W));
       const T low = T(a.dt_low), high = T(a.dt_high);
       dt = dt < low ? splat<T>(low) : dt;
       dt = dt > high ? splat<T>(high) : dt;
@@ -107,11 +113,11 @@ struct Mamba2Step {
   template <class F>
   void gated(int64_t b, int64_t z_at, int64_t from, int64_t to, F todo) const {
     T z[kChunk] = {};
+    const T* raw = in + b * in_width + z_at;
     for (int64_t c = from; c < to; c += kChunk) {
       const int64_t n = least(kChunk, to - c);
-      read_row<T>(a.zxbcdt, at(a.zxbcdt, b) + z_at + c, n, z);
       for (int64_t i = 0; i < n; i += W) {
-        const V v = load<T>(z + i, W);
+        const V v = load<T>(raw + c + i, n - i);
         store<T>(z + i, W, v * sigmoid<T>(v));
       }
       todo(c, n, z);
@@ -119,11 +125,9 @@ struct Mamba2Step {
   }
 
   void leave(int64_t b) const {
-    T out[kChunk] = {};
     gated(b, 0, 0, a.mlp, [&](int64_t c, int64_t n, const T* z) {
-      read_row<T>(a.zxbcdt, at(a.zxbcdt, b) + a.mlp + c, n, out);
-      for (int64_t i = 0; i < n; i += W) store<T>(out + i, W, load<T>(out + i, W) * load<T>(z + i, W));
-      write_row<T>(a.y, at(a.y, b) + c, n, out);
+      const T* x0 = in + b * in_width + a.mlp + c;
+      for (int64_t i = 0; i < n; ++i) out[b * out_width + c + i] = x0[i] * z[i];
     });
     const int64_t group_width = a.width / a.groups;
     for (int64_t first = 0; first < a.width; first += group_width) leave_group(b, first, first + group_width);
@@ -146,15 +150,15 @@ struct Mamba2Step {
     });
     const T scale = norm ? T(1) / T(sqrt(double(sum_lanes<T>(squares)) / double(to - from) + a.norm_eps)) : T(1);
     gated(b, 2 * a.mlp, from, to, [&](int64_t c, int64_t n, const T* z) {
-      T weight[kChunk] = {}, out[kChunk];
+      T weight[kChunk] = {};
+      T* to = out + b * out_width + a.mlp + c;
       if (norm) read_row<T>(a.norm_weight, c, n, weight);
       for (int64_t i = 0; i < n; i += W) {
         V v = load<T>(row + c + i, n - i);
         if (norm) v = v * scale * load<T>(weight + i, W);
         if (!gate_first) v = v * load<T>(z + i, W);
-        store<T>(out + i, W, v);
+        store<T>(to + i, n - i, v);
       }
-      write_row<T>(a.y, at(a.y, b) + a.mlp + c, n, out);
     });
   }
 

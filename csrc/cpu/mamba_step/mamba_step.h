@@ -1,4 +1,4 @@
-// One token of Mamba between its projections in and out: convolution, x_proj, dt_proj, scan and gate.
+// One token of Mamba: projection in, convolution, x_proj, dt_proj, scan, gate, projection out.
 #ifndef NVSUBQ_CPU_MAMBA_STEP_H
 #define NVSUBQ_CPU_MAMBA_STEP_H
 
@@ -14,24 +14,27 @@ struct MambaStep {
   static constexpr int W = Simd<T>::W;
   const MambaArgs& a;
   const int64_t rows, lanes;  // of x_proj; states, padded
-  T *u, *projected, *B, *C;   // [B][D], [B][R + 2N] and its last parts, padded with zeros
+  T *outer, *xz, *u, *y;      // [B][M], [B][2D], [B][D] each
+  T *projected, *B, *C;       // [B][R + 2N], and its last parts, padded with zeros
   int64_t shared_bytes, slot_bytes;
 
   struct Scratch {
     typename ConvStep<T>::Scratch conv;
-    T *A, *delta, *delta_a, *y;
+    T *A, *delta, *delta_a;
     Scratch(Arena& arena, const MambaArgs& a, int64_t lanes) : conv(arena, a.taps) {
       A = arena.take<T>(kChunk * lanes);
       delta = arena.take<T>(kChunk * a.batch);
       delta_a = arena.take<T>(kChunk);
-      y = arena.take<T>(kChunk);
     }
   };
 
   explicit MambaStep(const MambaArgs& args)
       : a(args), rows(args.rank + 2 * args.states), lanes(padded<T>(args.states)) {
     Arena shared(a.workspace), slot(nullptr);
+    outer = shared.take<T>(a.batch * a.model);
+    xz = shared.take<T>(a.batch * 2 * a.width);
     u = shared.take<T>(a.batch * a.width);
+    y = shared.take<T>(a.batch * a.width);
     projected = shared.take<T>(a.batch * rows);
     B = shared.take<T>(a.batch * lanes);
     C = shared.take<T>(a.batch * lanes);
@@ -47,14 +50,11 @@ struct MambaStep {
   }
 
   void run() const {
-    const ConvStep<T> conv = {a.xz, a.conv_state, a.conv_weight, a.conv_bias, 0, a.batch, a.width, a.taps, true, u};
+    project_in(a.in_weight, a.in_bias, a.x, a.threads, a.batch, a.model, 2 * a.width, outer, xz);
+    const ConvStep<T> conv = {xz, 2 * a.width, a.conv_state, a.conv_weight, a.conv_bias, a.batch, a.width, a.taps, true, u};
     auto convolve = [&](int64_t task, int64_t slot) { conv.run(task, scratch(slot).conv); };
     run_phase(a.threads, conv.tasks(), conv.work(), convolve);
-    auto project = [&](int64_t task, int64_t) {
-      const int64_t first = task * 16;
-      matvec<T>(a.x_proj, a.width, first, least(16, rows - first), {u, a.width, a.batch, a.width, projected + first, rows});
-    };
-    run_phase(a.threads, chunks_of(rows, 16), a.batch * rows * a.width, project);
+    project<T>(a.threads, a.x_proj, nullptr, a.batch, a.width, rows, u, projected);
     for (int64_t b = 0; b < a.batch; ++b)
       for (int64_t n = 0; n < lanes; ++n) {
         B[b * lanes + n] = n < a.states ? projected[b * rows + a.rank + n] : T(0);
@@ -62,13 +62,14 @@ struct MambaStep {
       }
     auto scan = [&](int64_t task, int64_t slot) { scan_chunk(task * kChunk, scratch(slot)); };
     run_phase(a.threads, chunks_of(a.width), a.batch * a.width * (a.rank + 8 * a.states), scan);
+    project_out(a.out_weight, a.out_bias, a.y, a.threads, a.batch, a.model, a.width, y, outer);
   }
 
   // The channels from c on, for all rows.
   void scan_chunk(int64_t c, const Scratch& s) const {
     const int64_t n = least(kChunk, a.width - c);
     matvec<T>(a.dt_weight, a.rank, c, n, {projected, rows, a.batch, a.rank, s.delta, kChunk});
-    T bias[kChunk] = {}, skip[kChunk] = {}, z[kChunk] = {};
+    T bias[kChunk] = {}, skip[kChunk] = {};
     read_row<T>(a.dt_bias, c, n, bias);
     read_row<T>(a.D, c, n, skip);
     for (int64_t d = 0; d < n; ++d) {
@@ -78,8 +79,8 @@ struct MambaStep {
       for (int64_t i = 0; i < lanes; i += W) store<T>(A + i, W, -expv<T>(load<T>(A + i, W)));
     }
     for (int64_t b = 0; b < a.batch; ++b) {
-      T* delta = s.delta + b * kChunk;
-      const T *x = u + b * a.width + c, *delta_a = delta;
+      T *delta = s.delta + b * kChunk, *to = y + b * a.width + c;
+      const T *x = u + b * a.width + c, *z = xz + (2 * b + 1) * a.width + c, *delta_a = delta;
       const bool event = has(a.timesteps);
       const T timestep = event ? read_one<T>(a.timesteps, at(a.timesteps, b)) : T(0);
       for (int64_t i = 0; i < n; i += W) {
@@ -90,13 +91,12 @@ struct MambaStep {
       if (event) delta_a = s.delta_a;
       T* state = static_cast<T*>(a.state.data) + (b * a.width + c) * a.states;
       for (int64_t d = 0; d < n; ++d)
-        s.y[d] = advance(state + d * a.states, s.A + d * lanes, B + b * lanes, C + b * lanes, delta[d], delta_a[d], x[d]);
-      read_row<T>(a.xz, at(a.xz, b) + a.width + c, n, z);
+        to[d] = advance(state + d * a.states, s.A + d * lanes, B + b * lanes, C + b * lanes, delta[d], delta_a[d], x[d]);
       for (int64_t i = 0; i < n; i += W) {
-        const V gate = load<T>(z + i, W), y = load<T>(s.y + i, W) + load<T>(skip + i, W) * load<T>(x + i, n - i);
-        store<T>(s.y + i, W, y * gate * sigmoid<T>(gate));
+        const V gate = load<T>(z + i, n - i);
+        const V v = load<T>(to + i, n - i) + load<T>(skip + i, W) * load<T>(x + i, n - i);
+        store<T>(to + i, n - i, v * gate * sigmoid<T>(gate));
       }
-      write_row<T>(a.y, at(a.y, b) + c, n, s.y);
     }
   }
 
