@@ -14,6 +14,13 @@ namespace {
 constexpr int64_t kChunk = 64;               // channels of a task
 constexpr int64_t kWorkOfOneThread = 200000;  // multiply-adds: less is done sooner than another thread wakes
 
+// A double that comes as the integer of the same bits.
+inline double real_of(int64_t bits) {
+  double x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t chunks_of(int64_t width, int64_t chunk = kChunk) { return (width + chunk - 1) / chunk; }
 

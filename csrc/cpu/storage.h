@@ -85,31 +85,52 @@ struct DtypeOf<double> {
   static constexpr int value = NVSUBQ_F64;
 };
 
+// Out of line: inlined at every call they would drown the loops around them.
+template <class T>
+__attribute__((noinline)) Vec<T> convert_lanes(const nvsubq_tensor& t, int64_t offset, int n) {
+  T lanes[Simd<T>::W] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = read_one<T>(t, offset + i);
+  Vec<T> v;
+  memcpy(&v, lanes, sizeof v);
+  return v;
+}
+template <class T>
+__attribute__((noinline)) void convert_lanes_back(const nvsubq_tensor& t, int64_t offset, int n, Vec<T> v) {
+  T lanes[Simd<T>::W];
+  memcpy(lanes, &v, sizeof v);
+  for (int i = 0; i < n; ++i) write_one<T>(t, offset + i, lanes[i]);
+}
+
 // The `n` elements from `offset` on; further lanes are 0.
 template <class T>
 inline Vec<T> read_lanes(const nvsubq_tensor& t, int64_t offset, int n) {
-  constexpr int W = Simd<T>::W;
-  Vec<T> v = {};
-  if (n == W && t.dtype == DtypeOf<T>::value) {
-    memcpy(&v, static_cast<const T*>(t.data) + offset, sizeof v);
-    return v;
-  }
-  T lanes[W] = {};
-  for (int i = 0; i < n; ++i) lanes[i] = read_one<T>(t, offset + i);
-  memcpy(&v, lanes, sizeof v);
+  if (__builtin_expect(n != Simd<T>::W || t.dtype != DtypeOf<T>::value, 0)) return convert_lanes<T>(t, offset, n);
+  Vec<T> v;
+  memcpy(&v, static_cast<const T*>(t.data) + offset, sizeof v);
   return v;
 }
 
 template <class T>
 inline void write_lanes(const nvsubq_tensor& t, int64_t offset, int n, Vec<T> v) {
-  constexpr int W = Simd<T>::W;
-  if (n == W && t.dtype == DtypeOf<T>::value) {
-    memcpy(static_cast<T*>(t.data) + offset, &v, sizeof v);
+  if (__builtin_expect(n != Simd<T>::W || t.dtype != DtypeOf<T>::value, 0)) {
+    convert_lanes_back<T>(t, offset, n, v);
     return;
   }
-  T lanes[W];
-  memcpy(lanes, &v, sizeof v);
-  for (int i = 0; i < n; ++i) write_one<T>(t, offset + i, lanes[i]);
+  memcpy(static_cast<T*>(t.data) + offset, &v, sizeof v);
+}
+
+inline int64_t item_size(const nvsubq_tensor& t) {
+  const int64_t real = t.dtype == NVSUBQ_F64 || t.dtype == NVSUBQ_I64 ? 8 : t.dtype == NVSUBQ_F32 || t.dtype == NVSUBQ_I32 ? 4 : 2;
+  return real * (t.flags & NVSUBQ_COMPLEX ? 2 : 1);
+}
+
+// Asks for the line of an element that will be read, or written, some steps from now. A walk jumps from row to row:
+// no hardware sees that coming.
+inline void expect_read(const nvsubq_tensor& t, int64_t offset) {
+  __builtin_prefetch(static_cast<const char*>(t.data) + offset * item_size(t), 0, 3);
+}
+inline void expect_write(const nvsubq_tensor& t, int64_t offset) {
+  __builtin_prefetch(static_cast<const char*>(t.data) + offset * item_size(t), 1, 3);
 }
 
 // Lanes that are `stride` elements apart, as where memory has channels before states or taps.

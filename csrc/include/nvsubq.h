@@ -23,8 +23,16 @@ extern "C" {
 
 enum nvsubq_status { NVSUBQ_OK = 0, NVSUBQ_INVALID = 1, NVSUBQ_UNSUPPORTED = 2 };
 enum nvsubq_dtype { NVSUBQ_F32 = 0, NVSUBQ_F64 = 1, NVSUBQ_F16 = 2, NVSUBQ_BF16 = 3, NVSUBQ_I32 = 4, NVSUBQ_I64 = 5 };
+/* COMPLEX: pairs of real and imaginary parts of the dtype; strides count pairs. */
 enum nvsubq_tensor_flag { NVSUBQ_PRESENT = 1, NVSUBQ_COMPLEX = 2 };
-enum nvsubq_flag { NVSUBQ_DOUBLE = 1, NVSUBQ_SOFTPLUS = 2, NVSUBQ_SILU = 4 };
+enum nvsubq_flag {
+  NVSUBQ_DOUBLE = 1,
+  NVSUBQ_SOFTPLUS = 2,
+  NVSUBQ_SILU = 4,
+  NVSUBQ_FIXED_B = 256, /* of selective_scan: B, C, decay_gate are [D, N] for every row and cell */
+  NVSUBQ_FIXED_C = 512,
+  NVSUBQ_FIXED_GATE = 1024
+};
 enum nvsubq_discretization {
   NVSUBQ_MAMBA = 0,
   NVSUBQ_ZOH = 1,
@@ -46,8 +54,9 @@ typedef struct nvsubq_tensor {
  * cell k), `segment` [B, L, S] i32 the number of a step's sequence, `count` [B] i64 how many steps of a row
  * visit a cell that is there (they come first). */
 
-/* s_k = a_k s_{k-1} + f_k B_k u_k, y_k = (C_k s_k + D u_k) SiLU(z_k). Forward and backward take the same struct;
- * a forward reads none of the d_ tensors, and fills `saved` for a backward unless it is null. */
+/* s_k = a_k g_k s_{k-1} + f_k B_k u_k, y_k = (C_k s_k + D u_k) SiLU(z_k), with 2 Re(C_k s_k) where A and so the states
+ * are complex. Forward and backward take the same struct; a forward reads none of the d_ tensors, and fills `saved`
+ * for a backward unless it is null. Gradients of complex tensors are dL/dRe + i dL/dIm. */
 typedef struct nvsubq_selective_scan_args {
   uint32_t size, abi;
   int64_t batch, length, width, states, groups, blocks;
@@ -58,8 +67,8 @@ typedef struct nvsubq_selective_scan_args {
   void* saved;
   int64_t saved_bytes;
   nvsubq_tensor u, delta;                 /* [B, L, D] */
-  nvsubq_tensor A;                        /* [D, N] */
-  nvsubq_tensor B, C;                     /* [B, L, G, N]; stride 0 over G: one group */
+  nvsubq_tensor A;                        /* [D, N], real or complex */
+  nvsubq_tensor B, C;                     /* [B, L, G, N]; stride 0 over G: one group; complex only with A */
   nvsubq_tensor D;                        /* [D] */
   nvsubq_tensor z;                        /* [B, L, D] */
   nvsubq_tensor delta_bias;               /* [D] */
@@ -70,6 +79,7 @@ typedef struct nvsubq_selective_scan_args {
   nvsubq_tensor y, final_state;
   nvsubq_tensor d_y, d_final_state;       /* cotangents; d_final_state may be absent */
   nvsubq_tensor d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_delta_bias, d_delta_a, d_timesteps, d_initial_state;
+  nvsubq_tensor decay_gate, d_decay_gate; /* g, real, shaped like B */
 } nvsubq_selective_scan_args;
 
 /* y_k = act(bias + sum_j weight_j x_{k - (K-1-j) dilation}), depthwise. */
@@ -91,6 +101,33 @@ typedef struct nvsubq_conv1d_args {
   nvsubq_tensor d_y, d_final_state;
   nvsubq_tensor d_x, d_weight, d_bias, d_initial_state;
 } nvsubq_conv1d_args;
+
+/* s_k = exp(d_k A) s_{k-1} + d_k x_k B_k, y_k = (C_k s_k + D x_k) SiLU(z_k), per head; d = dt + dt_bias, through
+ * softplus if asked, then kept between `lowest` and `highest`. */
+typedef struct nvsubq_ssd_scan_args {
+  uint32_t size, abi;
+  int64_t batch, length, width, heads, head_width, states, groups, blocks; /* width: H P */
+  int64_t flags;
+  int64_t lowest, highest;                /* the bits of two doubles */
+  int64_t device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor x;                        /* [B, L, H, P] */
+  nvsubq_tensor dt;                       /* [B, L, H] */
+  nvsubq_tensor A;                        /* [H] */
+  nvsubq_tensor B, C;                     /* [B, L, G, N] */
+  nvsubq_tensor D;                        /* [H, P]; stride 0 over P: [H] */
+  nvsubq_tensor z;                        /* [B, L, H, P] */
+  nvsubq_tensor dt_bias;                  /* [H] */
+  nvsubq_tensor initial_state;            /* [B, H, P, N] */
+  nvsubq_tensor index, segment, count;
+  nvsubq_tensor y, final_state;           /* final_state may be absent */
+  nvsubq_tensor d_y, d_final_state;
+  nvsubq_tensor d_x, d_dt, d_A, d_B, d_C, d_D, d_z, d_dt_bias, d_initial_state;
+} nvsubq_ssd_scan_args;
 
 /* Steps of whole cores: one token of B rows. Without in_weight, x is what the projection in gives; without
  * out_weight, y is what the projection out takes. States are changed in place; they and the weights are dense,
@@ -127,8 +164,9 @@ typedef struct nvsubq_mamba_step_args {
 typedef struct nvsubq_mamba2_step_args {
   uint32_t size, abi;
   int64_t batch, model, width, states, heads, groups, taps, mlp;
-  int64_t flags, norm_before_gate, channel_skip, device, threads, level;
-  double dt_low, dt_high, norm_eps;
+  int64_t flags, norm_before_gate, channel_skip;
+  int64_t dt_low, dt_high, norm_eps;      /* the bits of doubles */
+  int64_t device, threads, level;
   void* workspace;
   int64_t workspace_bytes;
   void* stream;
@@ -146,13 +184,14 @@ typedef struct nvsubq_mamba2_step_args {
   nvsubq_tensor y;                        /* [B, M], or [B, mlp + D] */
 } nvsubq_mamba2_step_args;
 
-/* u = conv(in(x)), g = gate(x); r = sigmoid(r_weight u + r_bias); i = sigmoid(i_weight u + i_bias); log a = c r log sigmoid(a_log);
- * s = a s + sqrt(1 - a^2) i u, y = out(s GELU(g)). */
+/* u = conv(in(x)), g = gate(x); r = sigmoid(r_weight u + r_bias); i = sigmoid(i_weight u + i_bias);
+ * log a = c r log sigmoid(a_log); s = a s + sqrt(1 - a^2) i u, y = out(s GELU(g)). */
 typedef struct nvsubq_rglru_step_args {
   uint32_t size, abi;
   int64_t batch, model, width, taps;
-  int64_t flags, device, threads, level;
-  double c;
+  int64_t flags;
+  int64_t c;                              /* the bits of a double */
+  int64_t device, threads, level;
   void* workspace;
   int64_t workspace_bytes;
   void* stream;
@@ -176,8 +215,9 @@ typedef struct nvsubq_rglru_step_args {
 typedef struct nvsubq_s5_step_args {
   uint32_t size, abi;
   int64_t batch, width, states;
-  int64_t flags, discretization, device, threads, level;
-  double step_rescale, kappa;
+  int64_t flags, discretization;
+  int64_t step_rescale, kappa;            /* the bits of doubles */
+  int64_t device, threads, level;
   void* workspace;
   int64_t workspace_bytes;
   void* stream;
@@ -210,6 +250,7 @@ NVSUBQ_API const char* nvsubq_level_name(int64_t level);
 
 NVSUBQ_OP(selective_scan, nvsubq_selective_scan_args)
 NVSUBQ_OP(conv1d, nvsubq_conv1d_args)
+NVSUBQ_OP(ssd_scan, nvsubq_ssd_scan_args)
 
 /* Of each core's step: bytes of workspace (-1: bad arguments), and the step. */
 #define NVSUBQ_STEP(step, Args)                                     \

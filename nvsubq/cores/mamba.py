@@ -24,7 +24,13 @@ from nvsubq.cores.base import (
     write_cache,
 )
 from nvsubq.cores.fusing import weights_of
-from nvsubq.ops import causal_conv1d, causal_conv1d_update, selective_scan, selective_state_update
+from nvsubq.ops import (
+    causal_conv1d,
+    causal_conv1d_update,
+    mamba_inner,
+    selective_scan,
+    selective_state_update,
+)
 from nvsubq.ops.steps import mamba_step
 
 
@@ -176,14 +182,18 @@ class Mamba(LTV_LRNN):
         if integration_timesteps is not None:
             integration_timesteps = check_timesteps(integration_timesteps, batch, length)
 
-        x, z = self.in_proj(mask_absent(hidden_states, seq_idx)).chunk(2, dim=-1)  # (B, L, D) each
+        xz = self.in_proj(mask_absent(hidden_states, seq_idx))  # (B, L, 2D)
         conv = self.conv1d.weight[:, 0], self.conv1d.bias
         options = self._scan_options(integration_timesteps) | walk
         if inference_cache is None:
-            u: Any = causal_conv1d(x, *conv, activation="silu", **walk)
-            y: Any = selective_scan(*self._scan_inputs(u), z, **options)
+            options["dt_bias"] = options.pop("delta_bias")
+            del options["delta_softplus"]
+            projections = self.x_proj.weight, self.dt_proj.weight
+            y: Any = mamba_inner(xz, *conv, *projections, A=self._rates(), D=self._skip(), **options)
         else:
+            x, z = xz.chunk(2, dim=-1)
             walk |= {"initial_state": inference_cache["conv_state"], "return_final_state": True}
+            u: Any
             u, conv_state = causal_conv1d(x, *conv, activation="silu", **walk)
             options |= {"initial_state": inference_cache["lrnn_state"], "return_final_state": True}
             y, state = selective_scan(*self._scan_inputs(u), z, **options)
@@ -299,8 +309,13 @@ class Mamba(LTV_LRNN):
         """u, delta, A, B, C and D of the scan, from the convolved `x` `[..., D]`; delta lacks its bias."""
         low, B, C = self.x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
         delta = F.linear(low, self.dt_proj.weight)
-        exact = state_dtype(self.A_log.dtype)
-        return x, delta, -torch.exp(self.A_log.to(exact)), B, C, self.D.to(exact)
+        return x, delta, self._rates(), B, C, self._skip()
+
+    def _rates(self) -> Tensor:
+        return -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))
+
+    def _skip(self) -> Tensor:
+        return self.D.to(state_dtype(self.A_log.dtype))
 
     def _scan_options(self, timesteps: Tensor | None) -> dict[str, Any]:
         bias = self.dt_proj.bias.to(state_dtype(self.A_log.dtype))

@@ -25,7 +25,7 @@ from nvsubq.cores.base import (
 )
 from nvsubq.cores.hippo import hippo_normal_eigen
 from nvsubq.ops import linear_scan, linear_state_update
-from nvsubq.ops.numerics import expm1_over
+from nvsubq.ops.numerics import complex_of, expm1_over
 from nvsubq.ops.steps import s5_step
 
 
@@ -226,7 +226,7 @@ class S5(LTV_LRNN):
         Returns:
             `lrnn_state` `[B, N]`, the same tensor as `ssm_state`, and `seqlen_offset`.
         """
-        dtype = state_dtype(self.A.dtype).to_complex()
+        dtype = complex_of(state_dtype(self.A.dtype))
         state = torch.zeros(batch_size, self.d_state, dtype=dtype, device=self.A.device)
         return {"lrnn_state": state, "ssm_state": state, "seqlen_offset": 0}
 
@@ -239,11 +239,11 @@ class S5(LTV_LRNN):
             decays = rates
             options["dt"] = timesteps.to(exact)
             options["discretization"] = "bilinear" if self.discretization == "bilinear" else "zoh"
-        b = torch.view_as_complex(self.B.to(exact)) * gamma.to(exact.to_complex())[:, None]  # (N, C)
+        b = torch.view_as_complex(self.B.to(exact)) * gamma.to(complex_of(exact))[:, None]  # (N, C)
         weight = torch.view_as_real(b).transpose(1, 2).reshape(2 * self.d_state, self.d_model)
         pairs = F.linear(u, weight.to(self.B.dtype))  # real and imaginary parts, beside each other
         pairs = pairs.to(exact).unflatten(-1, (self.d_state, 2))
-        return decays.to(exact.to_complex()), torch.view_as_complex(pairs), options
+        return decays.to(complex_of(exact)), torch.view_as_complex(pairs), options
 
     def _discretize(self) -> tuple[Tensor, Tensor, Tensor]:
         """dt Lambda, Abar and gamma `[N]` in complex128: in fp32 a phase of 130 radians is 1e-5 off."""

@@ -109,6 +109,11 @@ class Arguments:
                 f"the number of groups G (={self.sizes['G']}) must be a multiple of the S (={count}) walks."
             )
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the first tensor is, and so all of them."""
+        return None if self._first is None else self._first[1]
+
     def _describe(self, letters: tuple[str, ...]) -> str:
         sizes = ", ".join(str(self.sizes.get(letter, letter)) for letter in letters)
         return f"[{', '.join(letters)}]" + (f" = [{sizes}]" if any(l in self.sizes for l in letters) else "")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.arguments import Arguments, one_of
-from nvsubq.ops.walks import plan_walk
+from nvsubq.ops.call import Op, Output
+from nvsubq.ops.walks import check_walk
 
 ACTIVATIONS = (None, "silu")
 
@@ -57,26 +59,11 @@ def causal_conv1d(
         >>> causal_conv1d(x, torch.tensor([[10.0, 1.0]])).flatten().tolist()
         [1.0, 12.0, 23.0]
     """
-    check = Arguments()
-    reach = _check(check, x, weight, bias, activation, dilation)
-    check.tensor("initial_state", initial_state, "B D W")
-    _check_width("initial_state", initial_state, reach)
-    check.table("seq_idx", seq_idx)
-    walk = plan_walk(check.sizes["L"], order, reverse, device=x.device)
-    check.blocks(walk.blocks, "D")
-    arguments = {
-        "x": x,
-        "weight": weight,
-        "bias": bias,
-        "activation": activation,
-        "dilation": dilation,
-        "initial_state": initial_state,
-        "return_final_state": return_final_state,
-        "seq_idx": seq_idx,
-        "order": order,
-        "reverse": reverse,
-    }
-    return dispatch.resolve("causal_conv1d", backend, x.device, arguments).causal_conv1d(**arguments)
+    return CAUSAL_CONV1D.run(
+        (x, weight, bias, initial_state),
+        (activation, dilation),
+        seq_idx, order, reverse, return_final_state, backend,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -142,3 +129,28 @@ def _check_width(name: str, state: Tensor | None, reach: int) -> None:
         raise ValueError(
             f"`{name}` (shape {list(state.shape)}) must hold at least (K-1)·dilation = {reach} inputs."
         )
+
+
+def _check_call(given: Mapping[str, Any]) -> None:
+    check = Arguments()
+    reach = _check(check, given["x"], given["weight"], given["bias"], given["activation"], given["dilation"])
+    check.tensor("initial_state", given["initial_state"], "B D W")
+    _check_width("initial_state", given["initial_state"], reach)
+    check_walk(check, given, "D")
+
+
+def _outputs(given: Mapping[str, Any]) -> tuple[Output, Output]:
+    x, weight, state = given["x"], given["weight"], given["initial_state"]
+    width = (weight.shape[1] - 1) * given["dilation"] if state is None else state.shape[2]
+    final = Output((x.shape[0], x.shape[2], width), x.dtype if state is None else state.dtype)
+    return Output(x.shape, x.dtype), final
+
+
+CAUSAL_CONV1D = Op(
+    name="causal_conv1d",
+    tensors=("x", "weight", "bias", "initial_state"),
+    required=2,
+    options={"activation": "str?", "dilation": "int"},
+    check=_check_call,
+    outputs=_outputs,
+)

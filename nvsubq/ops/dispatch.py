@@ -27,7 +27,8 @@ OPS = (
     "causal_conv1d_update",
 )
 
-# A backend is a module that holds functions of the ops' names; None: this build does not have it.
+# A backend is a module that holds functions of the ops' names, or objects that `prepare` calls (`call.py`).
+# None: this build does not have it.
 # It may also hold
 #     inactive() -> str | None                 why it cannot be used here at all (no library, ...)
 #     about() -> str                           what it is, where that depends on the machine
@@ -92,6 +93,46 @@ def backends() -> list[Backend]:
         ['native', 'triton', 'torch', 'reference', 'mamba_ssm']
     """
     return [_load(name)[1] for name in _MODULES]
+
+
+def forget() -> None:
+    """Look for the backends anew, and prepare every call anew (for tests that change what is there)."""
+    global _generation
+    _load.cache_clear()
+    _generation += 1
+
+
+_generation = 0
+
+
+def generation() -> int:
+    """How often `forget` was called."""
+    return _generation
+
+
+def asked() -> str:
+    """The backend that `use_backend` or `NVSUBQ_BACKEND` ask for, unchecked, or `auto`."""
+    return _forced.get() or os.environ.get(_ENVIRONMENT) or "auto"
+
+
+def concrete(op: str, backend: str | None, device: str) -> str:
+    """Give the name of the backend that serves `op` on a device: what `auto` means, for a traced call."""
+    module = resolve(op, backend, torch.device(device))
+    return next(name for name, path in _MODULES.items() if path == module.__name__)
+
+
+# Dynamo calls it while it traces, and takes the answer as a constant. (The decorator of `torch.compiler` that
+# sets this mark imports the whole compiler.)
+concrete._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def module(name: str) -> ModuleType:
+    """The module of an active backend.
+
+    Raises:
+        RuntimeError: it is not active here; the message says why.
+    """
+    return _check_active(name, "`backend`")
 
 
 def _check_name(name: object, said_by: str) -> str:

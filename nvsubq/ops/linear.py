@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.arguments import COMPLEX, REAL, Arguments, one_of
-from nvsubq.ops.walks import plan_walk
+from nvsubq.ops.call import Op, Output
+from nvsubq.ops.numerics import accumulation_dtype, complex_of
+from nvsubq.ops.walks import check_walk
 
 DISCRETIZATIONS = ("zoh", "bilinear")
 INPUT_SCALES = ("none", "zoh", "bilinear", "sqrt")
@@ -66,24 +69,11 @@ def linear_scan(
 
     Reference: Smith et al., S5 (openreview Ai8Hw3AXqks).
     """
-    check = Arguments()
-    _check(check, a, b, dt, discretization, input_scale)
-    check.state("initial_state", initial_state, "B D", is_complex=a.is_complex() or b.is_complex())
-    check.table("seq_idx", seq_idx)
-    walk = plan_walk(check.sizes["L"], order, reverse, device=b.device)
-    check.blocks(walk.blocks, "D")
-    return dispatch.resolve("linear_scan", backend, b.device).linear_scan(
-        a,
-        b,
-        dt=dt,
-        discretization=discretization,
-        input_scale=input_scale,
-        initial_state=initial_state,
-        return_final_state=return_final_state,
-        seq_idx=seq_idx,
-        order=order,
-        reverse=reverse,
-    )
+    return LINEAR_SCAN.run(
+        (a, b, dt, initial_state),
+        (discretization, input_scale),
+        seq_idx, order, reverse, return_final_state, backend,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -147,3 +137,29 @@ def _check(
         raise ValueError(
             f"`discretization` (={discretization!r}) needs `dt`; without it `a` is the decay itself."
         )
+
+
+def _check_call(given: Mapping[str, Any]) -> None:
+    check = Arguments()
+    a, b = given["a"], given["b"]
+    _check(check, a, b, given["dt"], given["discretization"], given["input_scale"])
+    check.state("initial_state", given["initial_state"], "B D", is_complex=a.is_complex() or b.is_complex())
+    check_walk(check, given, "D")
+
+
+def _outputs(given: Mapping[str, Any]) -> tuple[Output, Output]:
+    a, b = given["a"], given["b"]
+    exact = accumulation_dtype(a, b, given["dt"], given["initial_state"])
+    is_complex = a.is_complex() or b.is_complex()
+    y = b.dtype if b.is_complex() or not is_complex else complex_of(b.dtype)
+    return Output(b.shape, y), Output((b.shape[0], b.shape[2]), complex_of(exact) if is_complex else exact)
+
+
+LINEAR_SCAN = Op(
+    name="linear_scan",
+    tensors=("a", "b", "dt", "initial_state"),
+    required=2,
+    options={"discretization": "str", "input_scale": "str"},
+    check=_check_call,
+    outputs=_outputs,
+)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.arguments import Arguments, one_of
-from nvsubq.ops.walks import plan_walk
+from nvsubq.ops.call import Op, Output
+from nvsubq.ops.numerics import accumulation_dtype
+from nvsubq.ops.walks import check_walk
 
 GELUS = ("erf", "tanh")
 
@@ -73,29 +76,11 @@ def rglru_scan(
 
     Reference: De et al., Griffin (arXiv:2402.19427).
     """
-    check = Arguments()
-    _check(check, x, r, i, a_log, gate, r_bias, i_bias, c, gelu)
-    check.state("initial_state", initial_state, "B D")
-    check.table("seq_idx", seq_idx)
-    walk = plan_walk(check.sizes["L"], order, reverse, device=x.device)
-    check.blocks(walk.blocks, "D")
-    return dispatch.resolve("rglru_scan", backend, x.device).rglru_scan(
-        x,
-        r,
-        i,
-        a_log,
-        gate,
-        r_bias=r_bias,
-        i_bias=i_bias,
-        c=c,
-        normalize_first=normalize_first,
-        gelu=gelu,
-        initial_state=initial_state,
-        return_final_state=return_final_state,
-        seq_idx=seq_idx,
-        order=order,
-        reverse=reverse,
-    )
+    return RGLRU_SCAN.run(
+        (x, r, i, a_log, gate, r_bias, i_bias, initial_state),
+        (c, normalize_first, gelu),
+        seq_idx, order, reverse, return_final_state, backend,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -159,3 +144,29 @@ def _check(check: Arguments, x, r, i, a_log, gate, r_bias, i_bias, c: float, gel
         check.tensor(name, tensor, "B L D")
     for name, tensor in {"a_log": a_log, "r_bias": r_bias, "i_bias": i_bias}.items():
         check.tensor(name, tensor, "D")
+
+
+_TENSORS = ("x", "r", "i", "a_log", "gate", "r_bias", "i_bias", "initial_state")
+
+
+def _check_call(given: Mapping[str, Any]) -> None:
+    check = Arguments()
+    _check(check, *(given[name] for name in (*_TENSORS[:-1], "c", "gelu")))
+    check.state("initial_state", given["initial_state"], "B D")
+    check_walk(check, given, "D")
+
+
+def _outputs(given: Mapping[str, Any]) -> tuple[Output, Output]:
+    x = given["x"]
+    exact = accumulation_dtype(*(given[name] for name in _TENSORS))
+    return Output(x.shape, x.dtype), Output((x.shape[0], x.shape[2]), exact)
+
+
+RGLRU_SCAN = Op(
+    name="rglru_scan",
+    tensors=_TENSORS,
+    required=4,
+    options={"c": "float", "normalize_first": "bool", "gelu": "str"},
+    check=_check_call,
+    outputs=_outputs,
+)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.arguments import COMPLEX, REAL, Arguments, dtype_name, one_of
-from nvsubq.ops.walks import plan_walk
+from nvsubq.ops.call import Op, Output
+from nvsubq.ops.numerics import accumulation_dtype, complex_of
+from nvsubq.ops.walks import check_walk
 
 DISCRETIZATIONS = ("mamba", "zoh", "bilinear", "dirac", "async", "no_discretization")
 
@@ -84,39 +87,11 @@ def selective_scan(
 
     Reference: Gu & Dao, Mamba (arXiv:2312.00752); event mode: STREAM (arXiv:2411.12603).
     """
-    check = Arguments()
-    _check(check, u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, decay_gate, discretization)
-    check.state("initial_state", initial_state, "B D N", is_complex=A.is_complex())
-    check.table("seq_idx", seq_idx)
-    walk = plan_walk(check.sizes["L"], order, reverse, device=u.device)
-    check.blocks(walk.blocks, "D")
-    for name, tensor in {"B": B, "C": C}.items():
-        if walk.blocks > 1 and tensor.dim() == 3:
-            raise ValueError(
-                f"`{name}` (shape {list(tensor.shape)}) has one group; with S (={walk.blocks}) walks "
-                "it must be [B, L, G, N] with G a multiple of S, or [D, N]."
-            )
-    arguments = {
-        "u": u,
-        "delta": delta,
-        "A": A,
-        "B": B,
-        "C": C,
-        "D": D,
-        "z": z,
-        "delta_bias": delta_bias,
-        "delta_softplus": delta_softplus,
-        "delta_a": delta_a,
-        "timesteps": timesteps,
-        "decay_gate": decay_gate,
-        "discretization": discretization,
-        "initial_state": initial_state,
-        "return_final_state": return_final_state,
-        "seq_idx": seq_idx,
-        "order": order,
-        "reverse": reverse,
-    }
-    return dispatch.resolve("selective_scan", backend, u.device, arguments).selective_scan(**arguments)
+    return SELECTIVE_SCAN.run(
+        (u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, decay_gate, initial_state),
+        (delta_softplus, discretization),
+        seq_idx, order, reverse, return_final_state, backend,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -233,3 +208,39 @@ def _check_event_mode(
     if delta_a is None:
         raise ValueError("`timesteps` needs `delta_a` [D], the rate that it multiplies.")
     check.tensor("delta_a", delta_a, "D")
+
+
+_TENSORS = (
+    "u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_a", "timesteps", "decay_gate",
+    "initial_state",
+)  # fmt: skip
+
+
+def _check_call(given: Mapping[str, Any]) -> None:
+    check = Arguments()
+    _check(check, *(given[name] for name in (*_TENSORS[:-1], "discretization")))
+    check.state("initial_state", given["initial_state"], "B D N", is_complex=given["A"].is_complex())
+    blocks = check_walk(check, given, "D")
+    for name in ("B", "C"):
+        if blocks > 1 and given[name].dim() == 3:
+            raise ValueError(
+                f"`{name}` (shape {list(given[name].shape)}) has one group; with S (={blocks}) walks "
+                "it must be [B, L, G, N] with G a multiple of S, or [D, N]."
+            )
+
+
+def _outputs(given: Mapping[str, Any]) -> tuple[Output, Output]:
+    u, A = given["u"], given["A"]
+    exact = accumulation_dtype(*(given[name] for name in _TENSORS))
+    state = complex_of(exact) if A.is_complex() else exact
+    return Output(u.shape, u.dtype), Output((u.shape[0], *A.shape), state)
+
+
+SELECTIVE_SCAN = Op(
+    name="selective_scan",
+    tensors=_TENSORS,
+    required=5,
+    options={"delta_softplus": "bool", "discretization": "str"},
+    check=_check_call,
+    outputs=_outputs,
+)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.arguments import Arguments
-from nvsubq.ops.walks import plan_walk
+from nvsubq.ops.call import Op, Output
+from nvsubq.ops.numerics import accumulation_dtype
+from nvsubq.ops.walks import check_walk
 
 
 def ssd_scan(
@@ -70,32 +73,11 @@ def ssd_scan(
 
     Reference: Dao & Gu, Mamba-2 (arXiv:2405.21060).
     """
-    check = Arguments()
-    _check(check, x, dt, A, B, C, D, z, dt_bias, dt_limit)
-    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size > 0):
-        raise ValueError(f"`chunk_size` (={chunk_size!r}) must be a positive int.")
-    check.state("initial_state", initial_state, "B H P N")
-    check.table("seq_idx", seq_idx)
-    walk = plan_walk(check.sizes["L"], order, reverse, device=x.device)
-    check.blocks(walk.blocks, "H")
-    return dispatch.resolve("ssd_scan", backend, x.device).ssd_scan(
-        x,
-        dt,
-        A,
-        B,
-        C,
-        D,
-        z,
-        dt_bias=dt_bias,
-        dt_softplus=dt_softplus,
-        dt_limit=dt_limit,
-        chunk_size=chunk_size,
-        initial_state=initial_state,
-        return_final_state=return_final_state,
-        seq_idx=seq_idx,
-        order=order,
-        reverse=reverse,
-    )
+    return SSD_SCAN.run(
+        (x, dt, A, B, C, D, z, dt_bias, initial_state),
+        (dt_softplus, dt_limit, chunk_size),
+        seq_idx, order, reverse, return_final_state, backend,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -162,3 +144,33 @@ def _check(check: Arguments, x, dt, A, B, C, D, z, dt_bias, dt_limit: tuple[floa
     check.tensor("D", D, "H", "H P")
     check.tensor("z", z, "B L H P")
     check.tensor("dt_bias", dt_bias, "H")
+
+
+_TENSORS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
+
+
+def _check_call(given: Mapping[str, Any]) -> None:
+    check = Arguments()
+    _check(check, *(given[name] for name in (*_TENSORS[:-1], "dt_limit")))
+    size = given["chunk_size"]
+    if size is not None and not (isinstance(size, int) and size > 0):
+        raise ValueError(f"`chunk_size` (={size!r}) must be a positive int.")
+    check.state("initial_state", given["initial_state"], "B H P N")
+    check_walk(check, given, "H")
+
+
+def _outputs(given: Mapping[str, Any]) -> tuple[Output, Output]:
+    x = given["x"]
+    batch, _, heads, width = x.shape
+    exact = accumulation_dtype(*(given[name] for name in _TENSORS))
+    return Output(x.shape, x.dtype), Output((batch, heads, width, given["B"].shape[3]), exact)
+
+
+SSD_SCAN = Op(
+    name="ssd_scan",
+    tensors=_TENSORS,
+    required=5,
+    options={"dt_softplus": "bool", "dt_limit": "float[]", "chunk_size": "int?"},
+    check=_check_call,
+    outputs=_outputs,
+)

@@ -1,8 +1,8 @@
 """One token of a whole core, in one native call where that serves.
 
-Each function gives None where it does not: another backend is asked for, a grad mode, transform, mode or compiler
-is at work, or a tensor is not what the kernel takes. The core then composes its ops, which define the step
-(and find what is wrong with a call).
+Each function gives None where it does not: another backend is asked for, grad mode, autocast, a transform, a mode
+or a compiler is at work, or a tensor is not what the kernel takes. The core then composes its ops, which define
+the step (and find what is wrong with a call).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nvsubq.ops.call import traced
 from nvsubq.ops.dispatch import fused_step
 
 
@@ -95,8 +96,8 @@ def mamba2_step(
         x: `[B, C]`; the projections have its dtype.
         conv_state: `[B, H P + 2 G N, K]`, newest last, in any real dtype.
         state: `[B, H, P, N]`, fp32, or fp64 where anything is.
-        in_weight: `[2 mlp + 2 H P + 2 G N + H, C]`; its rows give z0 and x0 of the MLP (which may be none), z,
-            x, B, C and dt.
+        in_weight: `[2 mlp + 2 H P + 2 G N + H, C]`; its rows give z0 and x0 of the MLP (which may have none),
+            z, x, B, C and dt.
         in_bias: one for each of these rows.
         conv_weight: `[H P + 2 G N, 1, K]`.
         conv_bias: `[H P + 2 G N]`.
@@ -221,10 +222,10 @@ def s5_step(
 
 def _served(name: str, backend: str | None) -> Any:
     """The fused step, where nothing watches the ops that it would hide."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if traced() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
         return None
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+    if torch._C._len_torch_function_stack():
         return None
     return fused_step(name, backend)

@@ -17,14 +17,15 @@ have a batch axis. All moves are differentiable, any number of times, without fl
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nvsubq.ops.arguments import integers
+from nvsubq.ops.arguments import Arguments, integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ def plan_walk(
 ) -> Walk:
     """Check `order` and `reverse` and turn them into a `Walk` on `device`.
 
-    The plan without `seq_idx` is cached per `order` tensor until that is changed or freed; asking is cheap.
+    The plan is cached per `order` and `seq_idx` tensor until one is changed or freed; asking again is cheap.
 
     Args:
         length: number of cells L.
@@ -127,8 +128,19 @@ def plan_walk(
     """
     if device is None:
         device = next((t.device for t in (seq_idx, order) if isinstance(t, Tensor)), "cpu")
+    if torch.compiler.is_compiling():  # the tables become part of the graph; there no value can be checked
+        walk = _fresh(length, order, _directions(reverse), torch.device(device))
+        return walk if seq_idx is None else _with_sequences(walk, seq_idx)
     walk = _cached(length, order, _directions(reverse), torch.device(device))
-    return walk if seq_idx is None else _with_sequences(walk, seq_idx)
+    return walk if seq_idx is None else _cached_sequences(walk, seq_idx)
+
+
+def check_walk(check: Arguments, given: Mapping[str, Any], of: str) -> int:
+    """Check a call's `seq_idx`, `order` and `reverse` for S blocks of the axis with letter `of`; give S."""
+    check.table("seq_idx", given["seq_idx"])
+    walk = plan_walk(check.sizes["L"], given["order"], given["reverse"], device=check.device)
+    check.blocks(walk.blocks, of)
+    return walk.blocks
 
 
 def _directions(reverse: bool | Sequence[bool]) -> tuple[bool, ...]:
@@ -141,42 +153,62 @@ def _directions(reverse: bool | Sequence[bool]) -> tuple[bool, ...]:
 
 
 class _Plans:
-    """The plans of one `order` tensor, valid for one version of its memory."""
+    """The plans of one table, `order` or `seq_idx`, valid for one version of its memory."""
 
-    def __init__(self, order: Tensor, forget) -> None:
-        self.order = weakref.ref(order, forget)
-        self.stamp = _stamp(order)
+    def __init__(self, table: Tensor, forget) -> None:
+        self.table = weakref.ref(table, forget)
+        self.stamp = _stamp(table)
         self.walks: dict[tuple, Walk] = {}
 
 
 _plans: dict[int, _Plans] = {}
 
 
-def _stamp(order: Tensor) -> tuple[int, int]:
-    return order.data_ptr(), order._version
+def _stamp(table: Tensor) -> tuple[int, int]:
+    return table.data_ptr(), table._version
+
+
+def _plans_of(table: Tensor, check: Callable[[], None]) -> _Plans:
+    """The plans of a table, none yet where it is new or has changed; then it is checked first."""
+    plans = _plans.get(id(table))
+    if plans is None or plans.table() is not table or plans.stamp != _stamp(table):
+        check()
+        identity = id(table)
+        plans = _plans[identity] = _Plans(table, lambda _: _plans.pop(identity, None))
+    return plans
 
 
 def _cached(length: int, order: Tensor | None, directions: tuple[bool, ...], device: torch.device) -> Walk:
     if order is None:
         return _plan_row_major(length, directions, device)
     if isinstance(order, Tensor) and order.is_inference():  # carries no version: a change would go unseen
-        return _plan(length, order, directions, device)
-    plans = _plans.get(id(order))
-    if plans is None or plans.order() is not order or plans.stamp != _stamp(order):
         _check_order(length, order)
-        identity = id(order)
-        plans = _plans[identity] = _Plans(order, lambda _: _plans.pop(identity, None))
+        return _fresh(length, order, directions, device)
+    plans = _plans_of(order, lambda: _check_order(length, order))
     key = (length, directions, device)
     if key not in plans.walks:
-        plans.walks[key] = _plan(length, order, directions, device)
+        plans.walks[key] = _lasting(length, order, directions, device)
+    return plans.walks[key]
+
+
+def _cached_sequences(walk: Walk, seq_idx: Tensor) -> Walk:
+    if seq_idx.is_inference():
+        return _with_sequences(walk, seq_idx)
+    plans = _plans_of(seq_idx, lambda: None)
+    key = (walk,)  # by identity, and kept alive by being the key
+    if key not in plans.walks:
+        plans.walks[key] = _with_sequences(walk, seq_idx)
     return plans.walks[key]
 
 
 @lru_cache(maxsize=256)
 def _plan_row_major(length: int, directions: tuple[bool, ...], device: torch.device) -> Walk:
-    if not any(directions):
-        return Walk(length, len(directions))
-    return _plan(length, torch.arange(length), directions, device)
+    return _lasting(length, None, directions, device)
+
+
+def _lasting(length: int, order: Tensor | None, directions: tuple[bool, ...], device: torch.device) -> Walk:
+    with torch.inference_mode(False), torch.no_grad():  # what is cached must serve training as well
+        return _fresh(length, order, directions, device)
 
 
 def _check_order(length: int, order: Tensor) -> None:
@@ -204,10 +236,10 @@ def _preview(row: Tensor) -> str:
     return f"[{head}{', ...' if len(row) > 8 else ''}]"
 
 
-def _plan(length: int, order: Tensor, directions: tuple[bool, ...], device: torch.device) -> Walk:
-    if order.is_inference():
-        _check_order(length, order)
-    rows = _rows(order)
+def _fresh(length: int, order: Tensor | None, directions: tuple[bool, ...], device: torch.device) -> Walk:
+    if order is None and not any(directions):
+        return Walk(length, len(directions))
+    rows = _rows(torch.arange(length, device=device) if order is None else order)
     blocks = max(len(rows), len(directions))
     for name, count in (("order", len(rows)), ("reverse", len(directions))):
         if count not in (1, blocks):
@@ -215,12 +247,10 @@ def _plan(length: int, order: Tensor, directions: tuple[bool, ...], device: torc
                 f"`order` names {len(rows)} walks and `reverse` {len(directions)}; "
                 f"`{name}` must name 1 or {blocks}."
             )
-    with torch.inference_mode(False), torch.no_grad():  # a cached table must serve training as well
-        rows = rows.to(device=device, dtype=torch.int64, copy=True).expand(blocks, length)
-        directions = directions * (blocks // len(directions))
-        steps = [row.flip(0) if back else row for row, back in zip(rows, directions, strict=True)]
-        index = torch.stack(steps, 1)
-        return Walk(length, blocks, index, _invert(index, 0))
+    rows = rows.to(device=device, dtype=torch.int64, copy=True).expand(blocks, length)
+    steps = [rows[s].flip(0) if directions[s % len(directions)] else rows[s] for s in range(blocks)]
+    index = torch.stack(steps, 1)
+    return Walk(length, blocks, index, _invert(index, 0))
 
 
 def _invert(index: Tensor, axis: int) -> Tensor:
@@ -237,7 +267,9 @@ def _with_sequences(walk: Walk, seq_idx: Tensor) -> Walk:
     if index is not None:
         steps = steps.gather(1, index.expand(batch, length, walk.blocks))
     # Reading the table back would stall a GPU, so only the CPU looks whether any cell is absent at all.
-    if seq_idx.device.type == "cpu" and not bool((seq_idx < 0).any()):
+    # So does compiled code, which may not branch on values.
+    readable = seq_idx.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and not bool((seq_idx < 0).any()):
         return Walk(length, walk.blocks, index, walk.inverse, _number(steps, None))
     first_present = (steps < 0).to(torch.int8).argsort(dim=1, stable=True)
     steps = steps.gather(1, first_present)

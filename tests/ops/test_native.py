@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import CASES, Case, cases, check
 
-from nvsubq.ops import backends
+from nvsubq.ops import backends, native
 from nvsubq.ops.native import declines, library
 
 pytestmark = pytest.mark.skipif(
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 def served(case: Case) -> bool:
     tensors, options = case.build()
-    return case.op in ("selective_scan", "causal_conv1d") and declines(case.op, tensors | options) is None
+    return hasattr(native, case.op) and declines(case.op, tensors | options) is None
 
 
 SERVED = [case for case in cases() if served(case)]
@@ -31,8 +31,17 @@ NAMES = (
     "bilinear-delta_a",
     "blocks",
     "G6",
+    "fixed",
+    "complex-BC",
+    "zoh-complex",
+    "no_discretization-gate",
+    "complex-seq_idx-order-reverse",
 )
 CHOSEN = [case for case in SERVED if case.name in NAMES]
+
+
+def test_every_case_of_the_scan_is_served() -> None:
+    assert [case for case in cases("selective_scan") if not served(case)] == []
 
 
 @pytest.mark.parametrize("case", SERVED, ids=str)

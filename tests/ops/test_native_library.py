@@ -7,19 +7,22 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from nvsubq.ops import backends, causal_conv1d, dispatch, native
-from nvsubq.ops.native import conv, library, selective
+from nvsubq.ops.native import call, conv, library, selective, ssd
+from nvsubq.ops.native.walking import Tables
 
 ROOT = Path(__file__).parents[2]
 HEADER = ROOT / "csrc" / "include" / "nvsubq.h"
 STRUCTS = {
     "nvsubq_selective_scan_args": selective.LAYOUT,
     "nvsubq_conv1d_args": conv.LAYOUT,
+    "nvsubq_ssd_scan_args": ssd.LAYOUT,
 }
 needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
 
@@ -68,7 +71,11 @@ def test_sizes_are_pinned() -> None:
     """A change of these breaks callers built before: `NVSUBQ_ABI` must rise, or fields go to the end."""
     sizes = {name: layout.packer().size for name, layout in STRUCTS.items()}
     assert ctypes.sizeof(CTensor) == 48
-    assert sizes == {"nvsubq_selective_scan_args": 1528, "nvsubq_conv1d_args": 856}
+    assert sizes == {
+        "nvsubq_selective_scan_args": 1624,
+        "nvsubq_conv1d_args": 856,
+        "nvsubq_ssd_scan_args": 1360,
+    }
 
 
 @needs_native
@@ -81,7 +88,7 @@ def test_the_library_refuses_what_it_does_not_know() -> None:
     head = ctypes.create_string_buffer(2000)
     head[4] = library.ABI
     assert lib.nvsubq_selective_scan_forward(head) != 0
-    assert lib.nvsubq_last_error() == b"the struct has 0 bytes, this library knows 1528"
+    assert lib.nvsubq_last_error() == b"the struct has 0 bytes, this library knows 1624"
     head[4] = 7
     assert lib.nvsubq_conv1d_forward(head) != 0
     assert lib.nvsubq_last_error() == b"the caller speaks version 7 of the interface, this library 1"
@@ -89,13 +96,10 @@ def test_the_library_refuses_what_it_does_not_know() -> None:
 
 @needs_native
 def test_a_wrong_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wrong:
-        blocks = 1
-        tensors = (torch.tensor([[[0], [5], [1]]]), None, None)
-
-    monkeypatch.setattr(conv, "Tables", lambda *_: Wrong)
+    wrong = Tables(index=torch.tensor([[[0], [5], [1]]]))
+    monkeypatch.setattr(call, "tables_of", lambda *_: wrong)
     with pytest.raises(RuntimeError, match=r"index \(=5\) must lie in 0 .. 2"):
-        causal_conv1d(torch.ones(1, 3, 2), torch.ones(2, 2), backend="native")
+        causal_conv1d(torch.ones(1, 3, 2), torch.ones(2, 2), reverse=True, backend="native")
 
 
 @needs_native
@@ -121,7 +125,7 @@ def test_a_missing_or_broken_library(tmp_path: Path) -> None:
 def test_without_the_library_all_goes_to_the_portable_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "the native library was not built: no working C++ compiler was found when it was built"
     monkeypatch.setattr(library, "_opened", lambda: (None, reason))
-    dispatch._load.cache_clear()
+    dispatch.forget()
     try:
         listed = next(b for b in backends() if b.name == "native")
         assert (listed.active, listed.reason, listed.ops) == (False, reason, ())
@@ -131,7 +135,7 @@ def test_without_the_library_all_goes_to_the_portable_backend(monkeypatch: pytes
         ):
             causal_conv1d(torch.ones(1, 3, 2), torch.ones(2, 2), backend="native")
     finally:
-        dispatch._load.cache_clear()
+        dispatch.forget()
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="CMake is not on the path")
@@ -149,3 +153,16 @@ def test_the_package_installs_without_a_compiler(tmp_path: Path) -> None:
     installed = out / "nvsubq" / "lib"
     assert [path.name for path in installed.iterdir()] == ["why_not_native.txt"]
     assert "no working C++ compiler" in library.open_library(installed)[1]
+
+
+@needs_native
+def test_the_environment_names_a_library(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.so"
+    shutil.copy(library.folder() / library.file_name(), mine)
+    code = "from nvsubq.ops import native; print(native.inactive() or open('/proc/self/maps').read())"
+    for named, said in ((mine, str(mine)), (tmp_path / "none.so", "the native library cannot be loaded: ")):
+        environment = {**os.environ, "NVSUBQ_LIBRARY": str(named)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        )
+        assert said in done.stdout

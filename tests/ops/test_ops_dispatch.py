@@ -129,7 +129,7 @@ def test_a_backend_without_the_op_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 def test_auto_without_any_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_MODULES", dict.fromkeys(NAMES))
-    dispatch._load.cache_clear()
+    dispatch.forget()
     try:
         with pytest.raises(
             RuntimeError, match=r"no active backend serves `ssd_scan` on cpu: native: not part of"
@@ -137,7 +137,7 @@ def test_auto_without_any_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> N
             dispatch.resolve("ssd_scan", "auto", CPU)
     finally:
         monkeypatch.undo()
-        dispatch._load.cache_clear()
+        dispatch.forget()
 
 
 @pytest.mark.parametrize("name", ["reference", "portable"])

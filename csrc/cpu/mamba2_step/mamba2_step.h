@@ -69,7 +69,7 @@ struct Mamba2Step {
       read_row<T>(a.dt_bias, h, n, bias);
       read_row<T>(a.A_log, h, n, rate);
       V dt = softplus<T>(load<T>(in + b * in_width + dt_at + h, n) + load<T>(bias, W));
-      const T low = T(a.dt_low), high = T(a.dt_high);
+      const T low = T(real_of(a.dt_low)), high = T(real_of(a.dt_high));
       dt = dt < low ? splat<T>(low) : dt;
       dt = dt > high ? splat<T>(high) : dt;
       store<T>(delta + b * a.heads + h, n, dt);
@@ -148,7 +148,7 @@ struct Mamba2Step {
         squares = squares + v * v;  // lanes past the row's end are 0
       }
     });
-    const T scale = norm ? T(1) / T(sqrt(double(sum_lanes<T>(squares)) / double(to - from) + a.norm_eps)) : T(1);
+    const T scale = norm ? T(1) / T(sqrt(double(sum_lanes<T>(squares)) / double(to - from) + real_of(a.norm_eps))) : T(1);
     gated(b, 2 * a.mlp, from, to, [&](int64_t c, int64_t n, const T* z) {
       T weight[kChunk] = {};
       T* to = out + b * out_width + a.mlp + c;

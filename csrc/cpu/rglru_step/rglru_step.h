@@ -77,7 +77,7 @@ struct RGLRUStep {
     read_row<T>(a.r_bias, c, n, r_bias);
     read_row<T>(a.i_bias, c, n, i_bias);
     read_row<T>(a.a_log, c, n, log_a);
-    for (int64_t k = 0; k < n; k += W) store<T>(log_a + k, W, T(a.c) * log_sigmoid<T>(load<T>(log_a + k, W)));
+    for (int64_t k = 0; k < n; k += W) store<T>(log_a + k, W, T(real_of(a.c)) * log_sigmoid<T>(load<T>(log_a + k, W)));
     for (int64_t b = 0; b < a.batch; ++b) {
       T* state = static_cast<T*>(a.state.data) + b * a.width + c;
       T* to = y + b * a.width + c;

@@ -2,38 +2,16 @@
 #ifndef NVSUBQ_CPU_S5_STEP_H
 #define NVSUBQ_CPU_S5_STEP_H
 
-#include <math.h>
-
+#include "../complex.h"
 #include "../step.h"
 
 namespace {
 
 using S5Args = nvsubq_s5_step_args;
 
-// Complex numbers of the discretization, in fp64: phases reach hundreds of radians.
-struct Complex {
-  double re, im;
-};
-inline Complex operator*(Complex x, Complex y) { return {x.re * y.re - x.im * y.im, x.re * y.im + x.im * y.re}; }
-inline Complex operator*(double x, Complex y) { return {x * y.re, x * y.im}; }
-inline Complex operator/(Complex x, Complex y) {
-  const double square = y.re * y.re + y.im * y.im;
-  return {(x.re * y.re + x.im * y.im) / square, (x.im * y.re - x.re * y.im) / square};
-}
-inline Complex plus(double x, Complex y) { return {x + y.re, y.im}; }
-
-inline Complex exponential(Complex z) {
-  const double size = exp(z.re);
-  return {size * cos(z.im), size * sin(z.im)};
-}
-
-// (exp(z) - 1)/z, by series near 0.
-inline Complex expm1_over(Complex z) {
-  if (z.re * z.re + z.im * z.im > 0.09) return plus(-1, exponential(z)) / z;
-  Complex sum = {1, 0};
-  for (int n = 14; n > 1; --n) sum = plus(1, (1.0 / n) * (z * sum));
-  return sum;
-}
+// The discretization is done in fp64: phases reach hundreds of radians.
+constexpr int kLanes = Simd<double>::W;
+using Complex = Cx<double>;
 
 template <class T>
 struct S5Step {
@@ -75,37 +53,47 @@ struct S5Step {
     const int64_t count = least(kStates, a.states - first), row = 2 * a.states;
     matvec<T, PairSum>(a.B, 2 * a.width, first, count,
                        {pairs, 2 * a.width, a.batch, 2 * a.width, inputs + 2 * first, row});
-    for (int64_t n = first; n < first + count; ++n) {
-      const Complex rate = {read_one<double>(a.A, 2 * n), read_one<double>(a.A, 2 * n + 1)};
-      const double dt = exp(read_one<double>(a.log_dt, n)) * a.step_rescale;
-      const Complex z = dt * rate;
+    const T kappa = T(real_of(a.kappa));
+    for (int64_t n = first; n < first + count; n += kLanes) {
+      const int lanes = int(least(kLanes, first + count - n));
+      const Complex rate = {read_column<double>(a.A, 2 * n, 2, lanes), read_column<double>(a.A, 2 * n + 1, 2, lanes)};
+      double log_dt[kLanes] = {};
+      read_row<double>(a.log_dt, n, lanes, log_dt);
+      const VecD dt = expv<double>(load<double>(log_dt, kLanes)) * real_of(a.step_rescale);
       const bool timed = has(a.timesteps);
-      Complex decay = timed ? Complex{} : decay_of(z);
-      const Complex gamma = gamma_of(z, dt, decay, !timed);
+      Complex decay = decay_of(dt, rate);
+      const Complex gamma = gamma_of(dt, rate, decay);
       for (int64_t b = 0; b < a.batch; ++b) {
-        if (timed) decay = decay_of(read_one<double>(a.timesteps, at(a.timesteps, b)) * z);
-        T *state = static_cast<T*>(a.state.data) + b * row + 2 * n, *in = inputs + b * row + 2 * n;
-        const T ar = T(decay.re), ai = T(decay.im), gr = T(gamma.re), gi = T(gamma.im), re = state[0], im = state[1];
-        state[0] = ar * re - ai * im + (gr * in[0] - gi * in[1]);
-        state[1] = ar * im + ai * re + (gr * in[1] + gi * in[0]);
-        read[b * row + 2 * n] = T(a.kappa) * state[0];
-        read[b * row + 2 * n + 1] = -T(a.kappa) * state[1];
+        if (timed) decay = decay_of(dt * read_one<double>(a.timesteps, at(a.timesteps, b)), rate);
+        T* state = static_cast<T*>(a.state.data) + b * row + 2 * n;
+        const T* in = inputs + b * row + 2 * n;
+        T* to = read + b * row + 2 * n;
+        for (int i = 0; i < lanes; ++i) {
+          const T ar = T(decay.re[i]), ai = T(decay.im[i]), gr = T(gamma.re[i]), gi = T(gamma.im[i]);
+          const T old_re = state[2 * i], old_im = state[2 * i + 1], in_re = in[2 * i], in_im = in[2 * i + 1];
+          state[2 * i] = ar * old_re - ai * old_im + (gr * in_re - gi * in_im);
+          state[2 * i + 1] = ar * old_im + ai * old_re + (gr * in_im + gi * in_re);
+          to[2 * i] = kappa * state[2 * i];
+          to[2 * i + 1] = -kappa * state[2 * i + 1];
+        }
       }
     }
   }
 
-  Complex decay_of(Complex z) const {
-    if (a.discretization != NVSUBQ_BILINEAR) return exponential(z);
-    const Complex half = 0.5 * z;
-    return plus(1, half) / plus(1, -1.0 * half);
+  Complex decay_of(VecD dt, Complex rate) const {
+    if (a.discretization != NVSUBQ_BILINEAR) return exp_of<double>(dt, rate);
+    const Complex half = rate * (dt * 0.5);
+    return Complex{half.re + 1.0, half.im} * inverse(Complex{1.0 - half.re, -half.im});
   }
 
-  // `decay` is exp(z) already where `known`.
-  Complex gamma_of(Complex z, double dt, Complex decay, bool known) const {
-    if (a.discretization == NVSUBQ_DIRAC) return {1, 0};
-    if (a.discretization == NVSUBQ_BILINEAR) return Complex{dt, 0} / plus(1, -0.5 * z);
-    if (known && z.re * z.re + z.im * z.im > 0.09) return dt * (plus(-1, decay) / z);
-    return dt * expm1_over(z);
+  // `decay` is that of dt alone.
+  Complex gamma_of(VecD dt, Complex rate, Complex decay) const {
+    const Complex z = rate * dt;
+    if (a.discretization == NVSUBQ_DIRAC) return {splat<double>(1.0), VecD{}};
+    if (a.discretization == NVSUBQ_BILINEAR) return inverse(Complex{1.0 - z.re * 0.5, -(z.im * 0.5)}) * dt;
+    Complex value, slope;
+    expm1_over<double>(z, decay, &value, &slope);
+    return value * dt;
   }
 
   // The outputs from c on, for all rows.

@@ -1,32 +1,26 @@
 #include "backward.h"
 #include "forward.h"
+#include "fused.h"
+#include "general.h"
 
 namespace {
 
 enum class Pass { workspace, forward, backward };
 
-template <class T, int KIND>
+template <class Loops>
 int64_t run(const Selective& a, Pass pass) {
-  if (pass == Pass::forward) Forward<T, KIND>(a).run();
-  if (pass == Pass::backward) Backward<T, KIND>(a).run();
+  if (pass == Pass::forward) Forward<Loops>(a).run();
+  if (pass == Pass::backward) Backward<Loops>(a).run();
   if (pass != Pass::workspace) return 0;
-  const int64_t forward = Forward<T, KIND>(a).bytes(), backward = Backward<T, KIND>(a).bytes();
+  const int64_t forward = Forward<Loops>(a).bytes(), backward = Backward<Loops>(a).bytes();
   return forward > backward ? forward : backward;
 }
 
-template <class T>
 int64_t run(const Selective& a, Pass pass) {
-  switch (a.discretization) {
-    case NVSUBQ_MAMBA: return run<T, NVSUBQ_MAMBA>(a, pass);
-    case NVSUBQ_ZOH: return run<T, NVSUBQ_ZOH>(a, pass);
-    case NVSUBQ_BILINEAR: return run<T, NVSUBQ_BILINEAR>(a, pass);
-    case NVSUBQ_DIRAC: return run<T, NVSUBQ_DIRAC>(a, pass);
-    default: return run<T, NVSUBQ_NO_DISCRETIZATION>(a, pass);
-  }
-}
-
-int64_t run(const Selective& a, Pass pass) {
-  return a.flags & NVSUBQ_DOUBLE ? run<double>(a, pass) : run<float>(a, pass);
+  if (Fused::serves(a)) return run<Fused>(a, pass);
+  if (a.flags & NVSUBQ_DOUBLE)
+    return is_complex(a.A) ? run<General<double, true>>(a, pass) : run<General<double, false>>(a, pass);
+  return is_complex(a.A) ? run<General<float, true>>(a, pass) : run<General<float, false>>(a, pass);
 }
 
 int64_t workspace(const Selective& a) { return run(a, Pass::workspace); }
@@ -36,7 +30,7 @@ void backward(const Selective& a) { run(a, Pass::backward); }
 // States at the borders between segments.
 int64_t saved(const Selective& a) {
   const int64_t borders = segments(a.length, a.states) - 1;
-  const int64_t each = a.flags & NVSUBQ_DOUBLE ? 8 : 4;
+  const int64_t each = (a.flags & NVSUBQ_DOUBLE ? 8 : 4) * parts_of(a.A);
   return borders > 0 ? a.batch * borders * a.states * a.width * each : 0;
 }
 

@@ -4,6 +4,7 @@ from nvsubq.ops.native.conv import causal_conv1d
 from nvsubq.ops.native.library import about, inactive
 from nvsubq.ops.native.selective import selective_scan
 from nvsubq.ops.native.served import declines
+from nvsubq.ops.native.ssd import ssd_scan
 from nvsubq.ops.native.steps import mamba2_step, mamba_step, rglru_step, s5_step
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "rglru_step",
     "s5_step",
     "selective_scan",
+    "ssd_scan",
 ]

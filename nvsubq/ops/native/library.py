@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 import nvsubq
 
 ABI = 1
+# An environment variable: the file to load instead of the package's own, such as a build with sanitizers.
+LIBRARY = "NVSUBQ_LIBRARY"
 LEVELS = {"baseline": 1, "avx2": 2, "avx512": 3}
 DTYPES = {
     torch.float32: 0,
@@ -27,16 +30,16 @@ DTYPES = {
     torch.int64: 5,
 }
 DOUBLE, SOFTPLUS, SILU = 1, 2, 4
-PRESENT = 1
+PRESENT, COMPLEX = 1, 2
 
-_ABSENT = (0, 0, 0, 0, 0, 0, 0)
+ABSENT = (0, 0, 0, 0, 0, 0, 0)
 _TENSOR = "Q4q2i"
 _RESULTS = {
     "nvsubq_build_info": ctypes.c_char_p,
     "nvsubq_last_error": ctypes.c_char_p,
     "nvsubq_level_name": ctypes.c_char_p,
 }
-_OPS = ("selective_scan", "conv1d")
+_OPS = ("selective_scan", "conv1d", "ssd_scan")
 _STEPS = ("mamba_step", "mamba2_step", "rglru_step", "s5_step")
 
 # 0: the best instruction set that the machine has and NVSUBQ_CPU_ISA allows; else one of LEVELS (for tests).
@@ -56,8 +59,13 @@ def open_library(folder: Path) -> tuple[ctypes.CDLL | None, str]:
         if why.is_file():
             return None, f"the native library was not built: {why.read_text(encoding='utf-8').strip()}"
         return None, f"there is no {file_name()} in the installed package"
+    return open_file(found[0])
+
+
+def open_file(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """Load a library; give None and the reason where that fails."""
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(path))
         version = library.nvsubq_abi()
     except (OSError, AttributeError) as error:
         return None, f"the native library cannot be loaded: {error}"
@@ -82,7 +90,8 @@ def folder() -> Path:
 
 @cache
 def _opened() -> tuple[ctypes.CDLL | None, str]:
-    return open_library(folder())
+    named = os.environ.get(LIBRARY)
+    return open_file(Path(named)) if named else open_library(folder())
 
 
 def inactive() -> str | None:
@@ -116,90 +125,34 @@ class Layout:
     Args:
         scalars: int64 fields after `size` and `abi`.
         tensors: names of the tensors.
-        reals: double fields after the scalars.
     """
 
     scalars: tuple[str, ...]
     tensors: tuple[str, ...]
-    reals: tuple[str, ...] = ()
 
     def packer(self) -> struct.Struct:
-        head = f"2I{len(self.scalars)}q{len(self.reals)}d"
-        return struct.Struct(f"@{head}QqQQq{_TENSOR * len(self.tensors)}")
+        return struct.Struct(f"@2I{len(self.scalars)}qQqQQq{_TENSOR * len(self.tensors)}")
 
 
-def describe(tensor: Tensor | None) -> tuple[int, ...]:
-    """The seven fields of a tensor: address, four strides, dtype, flags."""
+def describe(tensor: Tensor | None, seen: Callable[[Any], tuple[int, ...]] | None = None) -> tuple[int, ...]:
+    """The seven fields of a tensor: address, four strides, dtype, flags; `seen` changes the strides."""
     if tensor is None:
-        return _ABSENT
-    stride = tensor.stride()
-    return tensor.data_ptr(), *stride, *(0,) * (4 - len(stride)), DTYPES[tensor.dtype], PRESENT
+        return ABSENT
+    stride = tensor.stride() if seen is None else seen(tensor.stride())
+    is_complex = tensor.is_complex()
+    dtype = DTYPES[tensor.dtype.to_real() if is_complex else tensor.dtype]
+    flags = PRESENT | COMPLEX if is_complex else PRESENT
+    return tensor.data_ptr(), *stride, *(0,) * (4 - len(stride)), dtype, flags
 
 
-def rows(tensor: Tensor | None) -> Tensor | None:
-    """The tensor itself where its last axis is contiguous, as kernels need it, else a copy."""
-    if tensor is None or tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
+def readable(tensor: Tensor | None) -> Tensor | None:
+    """The tensor itself where kernels can read it (last axis contiguous, nothing lazy), or a copy."""
+    if tensor is None:
+        return None
+    tensor = tensor.resolve_conj().resolve_neg()
+    if tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.numel() == 0:
         return tensor
-    return tensor.contiguous()
-
-
-class Call:
-    """One struct, packed anew for each call into memory of this thread.
-
-    Args:
-        layout: of the struct.
-        name: of the C functions, without their ending.
-    """
-
-    def __init__(self, layout: Layout, name: str) -> None:
-        self.layout, self.name = layout, name
-        self.packer = layout.packer()
-        self.local = threading.local()
-
-    def run(
-        self,
-        direction: str,
-        scalars: Sequence[int],
-        tensors: Sequence[Tensor | None],
-        saved: Tensor | None = None,
-    ) -> None:
-        """Allocate the workspace and run `forward` or `backward`.
-
-        Raises:
-            RuntimeError: the library refuses the call; its message is passed on.
-        """
-        fields = [field for tensor in tensors for field in describe(tensor)]
-        buffer = self._pack(scalars, fields, None, saved)
-        work = torch.empty(self.ask("workspace", buffer), dtype=torch.uint8)
-        buffer = self._pack(scalars, fields, work, saved)
-        if getattr(library(), f"{self.name}_{direction}")(buffer):
-            raise RuntimeError(f"{self.name}_{direction}: {library().nvsubq_last_error().decode()}.")
-
-    def saved(self, scalars: Sequence[int], tensors: Sequence[Tensor | None]) -> Tensor:
-        """Memory for what a forward leaves to its backward."""
-        fields = [field for tensor in tensors for field in describe(tensor)]
-        return torch.empty(self.ask("saved", self._pack(scalars, fields, None, None)), dtype=torch.uint8)
-
-    def ask(self, what: str, buffer: ctypes.Array) -> int:
-        """Bytes that a call needs."""
-        count = getattr(library(), f"{self.name}_{what}")(buffer)
-        if count < 0:
-            raise RuntimeError(f"{self.name}_{what}: {library().nvsubq_last_error().decode()}.")
-        return count
-
-    def _pack(
-        self, scalars: Sequence[int], fields: Sequence[int], work: Tensor | None, saved: Tensor | None
-    ) -> ctypes.Array:
-        buffer = getattr(self.local, "buffer", None)
-        if buffer is None:
-            buffer = self.local.buffer = ctypes.create_string_buffer(self.packer.size)
-        memory = (*_memory(work), 0, *_memory(saved))
-        self.packer.pack_into(buffer, 0, self.packer.size, ABI, *scalars, *memory, *fields)
-        return buffer
-
-
-def _memory(block: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if block is None else (block.data_ptr(), block.numel())
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def threads(work: int) -> int:

@@ -7,6 +7,7 @@ ops, which serve more and say what is wrong.
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -33,17 +34,16 @@ MAMBA = Layout(
 MAMBA2 = Layout(
     scalars=(
         "batch", "model", "width", "states", "heads", "groups", "taps", "mlp",
-        "flags", "norm_before_gate", "channel_skip", "device", "threads", "level",
+        "flags", "norm_before_gate", "channel_skip", "dt_low", "dt_high", "norm_eps",
+        "device", "threads", "level",
     ),
-    reals=("dt_low", "dt_high", "norm_eps"),
     tensors=(
         "x", "in_weight", "in_bias", "conv_state", "conv_weight", "conv_bias", "dt_bias", "A_log", "D",
         "norm_weight", "state", "out_weight", "out_bias", "y",
     ),
 )  # fmt: skip
 RGLRU = Layout(
-    scalars=("batch", "model", "width", "taps", "flags", "device", "threads", "level"),
-    reals=("c",),
+    scalars=("batch", "model", "width", "taps", "flags", "c", "device", "threads", "level"),
     tensors=(
         "x", "gate", "in_weight", "in_bias", "gate_weight", "gate_bias", "conv_state", "conv_weight",
         "conv_bias", "r_weight", "r_bias", "i_weight", "i_bias", "a_log", "state", "out_weight", "out_bias",
@@ -51,8 +51,18 @@ RGLRU = Layout(
     ),
 )  # fmt: skip
 S5 = Layout(
-    scalars=("batch", "width", "states", "flags", "discretization", "device", "threads", "level"),
-    reals=("step_rescale", "kappa"),
+    scalars=(
+        "batch",
+        "width",
+        "states",
+        "flags",
+        "discretization",
+        "step_rescale",
+        "kappa",
+        "device",
+        "threads",
+        "level",
+    ),
     tensors=("u", "A", "B", "C", "D", "log_dt", "timesteps", "state", "y"),
 )
 KINDS = {"mamba": 0, "zoh": 1, "async": 1, "bilinear": 2, "dirac": 3}
@@ -66,12 +76,22 @@ _ABSENT = (0, 0, 0, 0, 0, 0, 0)
 _NONE: tuple[None, None] = (None, None)
 _SHAPES_KEPT = 1024
 
-# Up to this many rows the library's own projections are at least as fast as torch's. Few CPUs multiply fp16, and
-# torch's product of it is slow on the others; many do bf16.
+# Up to this many rows the library's own projections are at least as fast as torch's. Few CPUs multiply fp16,
+# and torch's product of it is slow on the others; many do bf16.
 _ROWS_INSIDE = {torch.float32: 16, torch.float64: 16, torch.float16: 64, torch.bfloat16: 4}
 
 Shape = tuple[int, ...]
 Dense = tuple[Shape, tuple[int, ...]]  # a shape, and the four strides of a dense tensor of it
+
+
+_AS_DOUBLE, _AS_INTEGER = struct.Struct("=d"), struct.Struct("=q")
+
+
+@lru_cache(256)
+def bits(value: float) -> int:
+    """A double as the integer of the same bits: the struct's scalars are integers."""
+    found: int = _AS_INTEGER.unpack(_AS_DOUBLE.pack(value))[0]
+    return found
 
 
 class Unserved(Exception):
@@ -167,7 +187,7 @@ class _Call:
         self.packer = layout.packer()
         self.local = threading.local()
 
-    def __call__(self, scalars: Sequence[int], reals: Sequence[float], fields: Sequence[int]) -> None:
+    def __call__(self, scalars: Sequence[int], fields: Sequence[int]) -> None:
         local = self.local
         if not hasattr(local, "buffer"):
             local.buffer = ctypes.create_string_buffer(self.packer.size)
@@ -176,18 +196,18 @@ class _Call:
             local.function = getattr(library.library(), self.name)
         scalars = (*scalars, 0, torch.get_num_threads(), library.forced_level)  # device, threads, level
         if scalars not in local.needed:
-            self._reserve(scalars, reals, fields)
+            self._reserve(scalars, fields)
         buffer, work = local.buffer, local.work
         memory = (work.data_ptr(), work.numel(), 0, 0, 0)
-        self.packer.pack_into(buffer, 0, self.packer.size, ABI, *scalars, *reals, *memory, *fields)
+        self.packer.pack_into(buffer, 0, self.packer.size, ABI, *scalars, *memory, *fields)
         if local.function(buffer):
             raise RuntimeError(f"{self.name}: {library.library().nvsubq_last_error().decode()}.")
 
-    def _reserve(self, scalars: Sequence[int], reals: Sequence[float], fields: Sequence[int]) -> None:
+    def _reserve(self, scalars: Sequence[int], fields: Sequence[int]) -> None:
         """Make the workspace of this thread, which is kept, large enough."""
         local = self.local
         memory = (0, 0, 0, 0, 0)
-        self.packer.pack_into(local.buffer, 0, self.packer.size, ABI, *scalars, *reals, *memory, *fields)
+        self.packer.pack_into(local.buffer, 0, self.packer.size, ABI, *scalars, *memory, *fields)
         needed = getattr(library.library(), f"{self.name}_workspace")(local.buffer)
         if needed < 0:
             raise RuntimeError(f"{self.name}_workspace: {library.library().nvsubq_last_error().decode()}.")
@@ -269,7 +289,7 @@ def mamba_step(
         return None
     y = fields.output(batch, model if inside else width, x.dtype)
     scalars = (batch, model, width, states, rank, taps, fields.flags, KINDS[discretization])
-    _MAMBA(scalars, (), fields.values)
+    _MAMBA(scalars, fields.values)
     _written(conv_state, state)
     return y if inside else F.linear(y, out_weight, out_bias)
 
@@ -334,8 +354,15 @@ def mamba2_step(
         return None
     y = fields.output(batch, model if inside else mlp + width, x.dtype)
     sizes = (batch, model, width, states, heads, groups, taps, mlp)
-    scalars = (*sizes, fields.flags, int(norm_before_gate), int(by_channel))
-    _MAMBA2(scalars, (*dt_limit, norm_eps), fields.values)
+    scalars = (
+        *sizes,
+        fields.flags,
+        int(norm_before_gate),
+        int(by_channel),
+        *map(bits, dt_limit),
+        bits(norm_eps),
+    )
+    _MAMBA2(scalars, fields.values)
     _written(conv_state, state)
     return y if inside else F.linear(y, out_weight, out_bias)
 
@@ -392,7 +419,7 @@ def rglru_step(
     except Unserved:
         return None
     y = fields.output(batch, model if inside else width, x.dtype)
-    _RGLRU((batch, model, width, taps, fields.flags), (c,), fields.values)
+    _RGLRU((batch, model, width, taps, fields.flags, bits(c)), fields.values)
     _written(conv_state, state)
     return y if inside else F.linear(y, out_weight, out_bias)
 
@@ -430,7 +457,15 @@ def s5_step(
     except Unserved:
         return None
     y = fields.output(batch, width, u.dtype)
-    scalars = (batch, width, states, fields.flags, KINDS[discretization])
-    _S5(scalars, (step_rescale, 2.0 if conj_sym else 1.0), fields.values)
+    scalars = (
+        batch,
+        width,
+        states,
+        fields.flags,
+        KINDS[discretization],
+        bits(step_rescale),
+        bits(2.0 if conj_sym else 1.0),
+    )
+    _S5(scalars, fields.values)
     _written(state)
     return y

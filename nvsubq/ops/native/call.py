@@ -1,0 +1,275 @@
+"""Calls of the native library: a struct is packed once for each signature, then only its addresses change."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nvsubq.ops.call import Op, Tensors
+from nvsubq.ops.native import library
+from nvsubq.ops.native.library import Layout, describe, readable
+from nvsubq.ops.native.walking import NO_TABLES, Tables, tables_of
+from nvsubq.ops.numerics import accumulation_dtype
+from nvsubq.ops.once import once_differentiable
+
+Strides = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A call in the terms of its struct.
+
+    Args:
+        scalars: by name; `blocks`, `device`, `threads` and `level` come from elsewhere.
+        work: states or taps that are visited, to decide how many threads are worth it.
+        strides: how the struct sees an input (and its gradient) that has other axes there, from its strides.
+    """
+
+    scalars: Mapping[str, int]
+    work: int
+    strides: Mapping[str, Callable[[Strides], Strides]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NativeOp:
+    """An op of the native library.
+
+    Args:
+        name: of its C functions, `nvsubq_<name>_forward` and so on.
+        layout: of its struct.
+        describe: from the arguments of the public function, by name.
+        saved_elements: how many numbers a forward leaves to its backward, from the same arguments: at least
+            what the library asks for. Sizes may be symbols of a traced call.
+    """
+
+    name: str
+    layout: Layout
+    describe: Callable[[Mapping[str, Any]], Described]
+    saved_elements: Callable[[Mapping[str, Any]], int]
+
+    def prepare(self, op: Op, arguments: Mapping[str, Any]) -> NativeCall:
+        """Make what serves all calls of this signature."""
+        return NativeCall(self, op, arguments)
+
+    def saved(self, arguments: Mapping[str, Any]) -> tuple[int, torch.dtype]:
+        """How many numbers of which dtype a forward leaves to its backward."""
+        floats = (
+            t for name, t in arguments.items() if isinstance(t, Tensor) and name not in ("seq_idx", "order")
+        )
+        return self.saved_elements(arguments), accumulation_dtype(*floats)
+
+
+class NativeCall:
+    """A checked call of tensors of one signature, on one thread of Python."""
+
+    def __init__(self, native: NativeOp, op: Op, arguments: Mapping[str, Any]) -> None:
+        tensors = tuple(arguments[name] for name in op.tensors)
+        self.native, self.names = native, op.tensors
+        self.options = {name: arguments[name] for name in op.options}
+        self.reverse = arguments["reverse"]
+        self.y, self.final = op.outputs(arguments)
+        self.length = self.y.shape[1]
+        self.walks = self.reverse is not False or any(arguments[n] is not None for n in ("seq_idx", "order"))
+        self.saved_elements, self.dtype = native.saved(arguments)
+        self.odd = any(t is not None and (t.is_complex() or readable(t) is not t) for t in tensors)
+        self.packed: dict[tuple[str, str], _Struct] = {}  # by pass and by the tables that a walk has
+
+    def __call__(
+        self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None, final: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        tables = self.tables(seq_idx, order)
+        if torch.is_grad_enabled() and True in [t is not None and t.requires_grad for t in tensors]:
+            y, state = _Recorded.apply(self, tables, final, *tensors)
+        else:
+            y, state, _ = self.run_forward(self.readable(tensors), tables, keep=False, end=final)
+        return (y, state) if final else y
+
+    def forward(
+        self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.run_forward(self.readable(tensors), self.tables(seq_idx, order), keep=True)
+
+    def backward(
+        self,
+        d_y: Tensor | None,
+        d_final: Tensor | None,
+        saved: Tensor,
+        tensors: Tensors,
+        seq_idx: Tensor | None,
+        order: Tensor | None,
+        into: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor | None]:
+        """Give the gradients of the tensors; those named in `into` are written there."""
+        tables = self.tables(seq_idx, order)
+        return self.run_backward(d_y, d_final, saved, self.readable(tensors), tables, into)
+
+    def tables(self, seq_idx: Tensor | None, order: Tensor | None) -> Tables:
+        """The walk, checked."""
+        return tables_of(self.length, order, self.reverse, seq_idx) if self.walks else NO_TABLES
+
+    def readable(self, tensors: Tensors) -> Tensors:
+        """The tensors as the library can read them."""
+        return tuple([readable(t) for t in tensors]) if self.odd else tensors
+
+    def run_forward(
+        self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give y, the final state (empty unless `end`) and, if it is to be kept, what `run_backward` needs."""
+        like: Any = tensors[0]
+        y = like.new_empty(self.y.shape, dtype=self.y.dtype)
+        final = like.new_empty(self.final.shape if end else 0, dtype=self.final.dtype)
+        saved = like.new_empty(self.saved_elements if keep else 0, dtype=self.dtype)
+        which = "forward" if end else "forward without state"
+        packed = self.packed.get((which, tables.which))
+        if packed is None:
+            outputs = {"y": y, "final_state": final if end else None}
+            packed = self._pack(which, tensors, tables, outputs)
+        packed.run([*tensors, y, final], tables, saved if keep else None)
+        return y, final, saved
+
+    def run_backward(
+        self,
+        d_y: Tensor | None,
+        d_final: Tensor | None,
+        saved: Tensor,
+        tensors: Tensors,
+        tables: Tables,
+        into: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor | None]:
+        """As `backward`, of tensors that the library can read."""
+        like: Any = tensors[0]
+        d_y = like.new_zeros(self.y.shape, dtype=self.y.dtype) if d_y is None else readable(d_y)
+        d_final = readable(d_final)
+        if into is None:
+            grads = [None if t is None else t.new_empty(t.shape) for t in tensors]
+        else:
+            named = zip(self.names, tensors, strict=True)
+            grads = [into[n] if n in into else None if t is None else t.new_empty(t.shape) for n, t in named]
+        which = "backward" if d_final is None else "backward with final"
+        if into is not None:
+            which += " into " + " ".join(into)
+        packed = self.packed.get((which, tables.which))
+        if packed is None:
+            others = {f"d_{name}": grad for name, grad in zip(self.names, grads, strict=True)}
+            packed = self._pack(which, tensors, tables, others | {"d_y": d_y, "d_final_state": d_final})
+        packed.set_strides("d_y", d_y)
+        packed.set_strides("d_final_state", d_final)
+        for name in into or ():
+            packed.set_strides(f"d_{name}", into[name])  # type: ignore[index]
+        packed.run([*tensors, *grads, d_y, d_final], tables, saved)
+        return grads
+
+    def _pack(
+        self, which: str, tensors: Tensors, tables: Tables, others: Mapping[str, Tensor | None]
+    ) -> _Struct:
+        named = dict(zip(self.names, tensors, strict=True)) | dict(others)
+        described = self.native.describe(named | self.options)
+        fields = {
+            name: describe(t, described.strides.get(name.removeprefix("d_")))
+            for name, t in (named | dict(tables.named)).items()
+        }
+        flags = library.DOUBLE if self.dtype == torch.float64 else 0
+        scalars = {**described.scalars, "blocks": tables.blocks}
+        scalars["flags"] = scalars.get("flags", 0) | flags
+        function = f"nvsubq_{self.native.name}_{which.split()[0]}"
+        packed = _Struct(self.native, function, scalars, fields, list(named), described.work)
+        packed.seen = {f"d_{name}": seen for name, seen in described.strides.items()}
+        self.packed[which, tables.which] = packed
+        return packed
+
+
+class _Struct:
+    """A packed struct, and where its parts lie, counted in words of 8 bytes."""
+
+    def __init__(
+        self,
+        native: NativeOp,
+        function: str,
+        scalars: Mapping[str, int],
+        fields: Mapping[str, tuple[int, ...]],
+        names: list[str],
+        work: int,
+    ) -> None:
+        layout, packer = native.layout, native.layout.packer()
+        self.name, self.function, self.work = native.name, function, work
+        self.buffer = ctypes.create_string_buffer(packer.size)
+        numbers = [scalars.get(name, 0) for name in layout.scalars]
+        flat = [value for name in layout.tensors for value in fields.get(name, library.ABSENT)]
+        packer.pack_into(self.buffer, 0, packer.size, library.ABI, *numbers, 0, 0, 0, 0, 0, *flat)
+        self.words = memoryview(self.buffer).cast("B").cast("Q")
+        scalar = {name: 1 + i for i, name in enumerate(layout.scalars)}
+        self.threads, self.level = scalar["threads"], scalar["level"]
+        self.workspace = 1 + len(layout.scalars)  # address, bytes; then comes the stream
+        self.saved = self.workspace + 3
+        first = self.saved + 2
+        self.place = {name: first + 6 * i for i, name in enumerate(layout.tensors)}
+        self.given = [(i, self.place[n]) for i, n in enumerate(names) if fields.get(n, library.ABSENT)[-1]]
+        self.bytes: dict[tuple[int, int], int] = {}  # of workspace, by threads and level
+        self.seen: Mapping[str, Callable[[Strides], Strides]] = {}
+
+    def set_strides(self, name: str, tensor: Tensor | None) -> None:
+        """Strides of a tensor that differ from call to call."""
+        if tensor is not None:
+            seen = self.seen.get(name)
+            strides = tensor.stride() if seen is None else seen(tensor.stride())
+            place = self.place[name] + 1
+            for i, stride in enumerate(strides):
+                self.words[place + i] = stride
+
+    def run(self, tensors: list[Tensor | None], tables: Tables, saved: Tensor | None) -> None:
+        """Put the addresses in and call the library.
+
+        Raises:
+            RuntimeError: the library refuses the call; its message is passed on.
+        """
+        words = self.words
+        for i, place in self.given:
+            words[place] = tensors[i].data_ptr()  # type: ignore[union-attr]
+        for name, table in tables.named.items():
+            words[self.place[name]] = table.data_ptr()
+        threads, level = library.threads(self.work), library.forced_level
+        words[self.threads], words[self.level] = threads, level
+        # Both are set in every call: what the last one left there may be gone.
+        words[self.saved] = 0 if saved is None else saved.data_ptr()
+        words[self.saved + 1] = 0 if saved is None else saved.nbytes
+        size = self.bytes.get((threads, level))
+        if size is None:
+            size = self.bytes[threads, level] = self._ask()
+        workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
+        words[self.workspace], words[self.workspace + 1] = workspace.data_ptr(), size
+        loaded = library.library()
+        if getattr(loaded, self.function)(self.buffer):
+            raise RuntimeError(f"{self.function}: {loaded.nvsubq_last_error().decode()}.")
+
+    def _ask(self) -> int:
+        function = f"nvsubq_{self.name}_workspace"
+        size: int = getattr(library.library(), function)(self.buffer)
+        if size < 0:
+            raise RuntimeError(f"{function}: {library.library().nvsubq_last_error().decode()}.")
+        return size
+
+
+class _Recorded(torch.autograd.Function):
+    """y and the final state; keeps the inputs and what the library saved."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx, call: NativeCall, tables: Tables, end: bool, *tensors: Tensor | None
+    ):
+        inputs = call.readable(tensors)
+        y, final, saved = call.run_forward(inputs, tables, keep=True, end=end)
+        ctx.save_for_backward(saved, *inputs)
+        ctx.call, ctx.tables = call, tables
+        ctx.set_materialize_grads(False)
+        return y, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_y: Tensor | None, d_final: Tensor | None):  # type: ignore[override]
+        saved, *inputs = ctx.saved_tensors
+        return None, None, None, *ctx.call.run_backward(d_y, d_final, saved, tuple(inputs), ctx.tables)
