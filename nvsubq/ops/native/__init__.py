@@ -7,6 +7,7 @@ from nvsubq.ops.native.rglru import rglru_scan
 from nvsubq.ops.native.selective import selective_scan
 from nvsubq.ops.native.served import declines
 from nvsubq.ops.native.ssd import ssd_scan
+from nvsubq.ops.native.steps import mamba2_step, mamba_step, rglru_step, s5_step
 
 __all__ = [
     "about",
@@ -14,7 +15,11 @@ __all__ = [
     "declines",
     "inactive",
     "linear_scan",
+    "mamba2_step",
+    "mamba_step",
     "rglru_scan",
+    "rglru_step",
+    "s5_step",
     "selective_scan",
     "ssd_scan",
 ]
