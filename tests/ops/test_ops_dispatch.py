@@ -23,7 +23,7 @@ def test_backends_are_listed_with_reasons() -> None:
     assert listed["reference"].active
     assert listed["torch"].ops == listed["reference"].ops == dispatch.OPS
     if NATIVE:
-        assert listed["native"].ops == ("selective_scan", "causal_conv1d")
+        assert listed["native"].ops == ("selective_scan", "ssd_scan", "causal_conv1d")
     for name in ("triton", "mamba_ssm"):
         assert not listed[name].active
         assert listed[name].ops == ()
