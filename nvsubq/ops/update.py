@@ -1,4 +1,4 @@
-"""How a public one-step function reaches its backend: as in `call.py`, but nothing is recorded for autograd."""
+"""How a public one-step function reaches its backend: as in `call.py`, but autograd records nothing."""
 
 from __future__ import annotations
 

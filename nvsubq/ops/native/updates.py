@@ -1,4 +1,4 @@
-"""One-step updates on the native library: the scans' forward with one cell, from a state into the same memory.
+"""One-step updates on the native library: a scan's forward of one cell, from a state into the same memory.
 
 Every kernel reads the whole state of a channel (a head) before it writes any of it.
 """
