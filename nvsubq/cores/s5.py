@@ -26,6 +26,7 @@ from nvsubq.cores.base import (
 from nvsubq.cores.hippo import hippo_normal_eigen
 from nvsubq.ops import linear_scan, linear_state_update
 from nvsubq.ops.numerics import complex_of, expm1_over
+from nvsubq.ops.steps import s5_step
 
 
 class S5(LTV_LRNN):
@@ -182,12 +183,35 @@ class S5(LTV_LRNN):
         check_cache(inference_cache, x.shape[0])
         own_states(inference_cache)
         u = x[:, 0]
-        a, b, options = self._recurrence(
-            u, None if integration_timesteps is None else integration_timesteps[:, 0]
-        )
-        s = linear_state_update(inference_cache["lrnn_state"], a, b, **options, backend=self.backend)
+        if integration_timesteps is not None:
+            integration_timesteps = integration_timesteps[:, 0].to(state_dtype(self.A.dtype))
+        y = self._fused_step(u, inference_cache, integration_timesteps)
+        if y is None:
+            a, b, options = self._recurrence(u, integration_timesteps)
+            s = linear_state_update(inference_cache["lrnn_state"], a, b, **options, backend=self.backend)
+            y = self._read_out(s, u)
         inference_cache["seqlen_offset"] += 1
-        return self._read_out(s, u)[:, None], inference_cache
+        return y[:, None], inference_cache
+
+    def _fused_step(self, u: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
+        """The step in one call, or None where the parameters or the moment do not allow it."""
+        own = self._parameters
+        if torch.compiler.is_compiling() or not {"A", "B", "C", "D", "log_dt"} <= own.keys():
+            return None
+        return s5_step(
+            u,
+            cache["lrnn_state"],
+            A=own["A"],
+            B=own["B"],
+            C=own["C"],
+            D=own["D"],
+            log_dt=own["log_dt"],
+            timesteps=timesteps,
+            discretization=self.discretization,  # type: ignore[arg-type]
+            step_rescale=self.step_rescale,
+            conj_sym=self.conj_sym,
+            backend=self.backend,
+        )
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None
