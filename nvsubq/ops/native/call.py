@@ -119,7 +119,7 @@ class NativeCall:
     def run_forward(
         self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give y, the final state (empty unless `end`) and, if it is to be kept, what `run_backward` needs."""
+        """Give y, the final state (empty unless `end`) and, if it is to be kept, what a backward needs."""
         like: Any = tensors[0]
         y = like.new_empty(self.y.shape, dtype=self.y.dtype)
         final = like.new_empty(self.final.shape if end else 0, dtype=self.final.dtype)
