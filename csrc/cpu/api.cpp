@@ -11,24 +11,31 @@ namespace {
 
 thread_local char error_text[256] = "";
 
-int best_level() {
-#if defined(NVSUBQ_X86)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-    return NVSUBQ_LEVEL_AVX512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return NVSUBQ_LEVEL_AVX2;
-#endif
-  return NVSUBQ_LEVEL_BASELINE;
-}
-
 const char* const names[] = {"", "baseline", "avx2", "avx512"};
 
+// Whether this library was built with a level, and this machine can run it.
+bool available(int level) {
+  switch (level) {
+    case NVSUBQ_LEVEL_BASELINE: return true;
+#if defined(NVSUBQ_AVX2)
+    case NVSUBQ_LEVEL_AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#if defined(NVSUBQ_AVX512)
+    case NVSUBQ_LEVEL_AVX512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+#endif
+    default: return false;
+  }
+}
+
 int allowed_level() {
-  const int best = best_level();
   const char* asked = getenv("NVSUBQ_CPU_ISA");
   if (asked)
-    for (int i = 1; i < best; ++i)
-      if (!strcmp(asked, names[i])) return i;
+    for (int level = NVSUBQ_LEVEL_BASELINE; level <= NVSUBQ_LEVEL_AVX512; ++level)
+      if (!strcmp(asked, names[level]) && available(level)) return level;
+  int best = NVSUBQ_LEVEL_AVX512;
+  while (!available(best)) --best;
   return best;
 }
 
@@ -45,7 +52,7 @@ int fail(int status, const char* format, ...) {
 int level_of(int64_t asked) {
   static const int allowed = allowed_level();
   if (asked == 0) return allowed;
-  return asked >= 1 && asked <= best_level() ? int(asked) : 0;
+  return asked >= NVSUBQ_LEVEL_BASELINE && asked <= NVSUBQ_LEVEL_AVX512 && available(int(asked)) ? int(asked) : 0;
 }
 
 }  // namespace nvsubq

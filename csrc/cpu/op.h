@@ -18,6 +18,13 @@ struct Op {
   void (*backward)(const Args&);
 };
 
+// A function without a backward: the step of a whole core.
+template <class Args>
+struct Step {
+  int64_t (*workspace)(const Args&);
+  void (*run)(const Args&);
+};
+
 template <class Args>
 inline int64_t nothing_saved(const Args&) {
   return 0;
@@ -30,22 +37,29 @@ inline int64_t nothing_saved(const Args&) {
 // The name of an op's table at the level that is being compiled: `avx2_conv1d`.
 #define NVSUBQ_KERNELS(op) NVSUBQ_JOIN(NVSUBQ_LEVEL, op)
 
-#if defined(NVSUBQ_X86)
-#define NVSUBQ_DECLARE(op, Args)            \
-  namespace nvsubq {                        \
-  extern const Op<Args> baseline_##op;      \
-  extern const Op<Args> avx2_##op;          \
-  extern const Op<Args> avx512_##op;        \
+#define NVSUBQ_DECLARE_TABLES(op, Table) \
+  namespace nvsubq {                     \
+  extern const Table baseline_##op;      \
+  extern const Table avx2_##op;          \
+  extern const Table avx512_##op;        \
   }
-#define NVSUBQ_PICK(op, level)                                                              \
-  ((level) == NVSUBQ_LEVEL_AVX512 ? nvsubq::avx512_##op                                     \
-                                  : (level) == NVSUBQ_LEVEL_AVX2 ? nvsubq::avx2_##op : nvsubq::baseline_##op)
+#define NVSUBQ_DECLARE(op, Args) NVSUBQ_DECLARE_TABLES(op, Op<Args>)
+#define NVSUBQ_DECLARE_STEP(step, Args) NVSUBQ_DECLARE_TABLES(step, Step<Args>)
+
+// The tables of the levels that this library was built with.
+#if defined(NVSUBQ_AVX2)
+#define NVSUBQ_AVX2_KERNELS(op) nvsubq::avx2_##op
 #else
-#define NVSUBQ_DECLARE(op, Args)       \
-  namespace nvsubq {                   \
-  extern const Op<Args> baseline_##op; \
-  }
-#define NVSUBQ_PICK(op, level) ((void)(level), nvsubq::baseline_##op)
+#define NVSUBQ_AVX2_KERNELS(op) nvsubq::baseline_##op
 #endif
+#if defined(NVSUBQ_AVX512)
+#define NVSUBQ_AVX512_KERNELS(op) nvsubq::avx512_##op
+#else
+#define NVSUBQ_AVX512_KERNELS(op) nvsubq::baseline_##op
+#endif
+#define NVSUBQ_PICK(op, level)                                      \
+  ((level) == NVSUBQ_LEVEL_AVX512 ? NVSUBQ_AVX512_KERNELS(op)       \
+   : (level) == NVSUBQ_LEVEL_AVX2 ? NVSUBQ_AVX2_KERNELS(op)         \
+                                  : nvsubq::baseline_##op)
 
 #endif

@@ -3,6 +3,7 @@
 from nvsubq.ops.conv import CAUSAL_CONV1D, causal_conv1d, causal_conv1d_update
 from nvsubq.ops.dispatch import Backend, backends, use_backend
 from nvsubq.ops.linear import LINEAR_SCAN, linear_scan, linear_state_update
+from nvsubq.ops.mamba_inner import mamba_inner
 from nvsubq.ops.operators import register
 from nvsubq.ops.rglru import RGLRU_SCAN, rglru_scan, rglru_state_update
 from nvsubq.ops.segments import segments_of
@@ -16,6 +17,7 @@ __all__ = [
     "causal_conv1d_update",
     "linear_scan",
     "linear_state_update",
+    "mamba_inner",
     "rglru_scan",
     "rglru_state_update",
     "segments_of",

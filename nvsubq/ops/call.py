@@ -19,6 +19,15 @@ Tensors = tuple[Tensor | None, ...]
 _MOST_REMEMBERED = 2048  # signatures of all ops, by thread; each holds a few kilobytes
 
 
+def traced() -> bool:
+    """Whether a compiler, a dispatch mode or forward-mode autograd looks on, so that an operator is due."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )
+
+
 class Output(NamedTuple):
     """What an output is, before it is made."""
 
@@ -88,11 +97,7 @@ class Op:
         backend: str | None,
     ) -> Any:
         """Serve a call of the public function."""
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack() > 0
-            or forward_ad._current_level >= 0
-        ):
+        if traced():
             y, final = self.operate(tensors, options, seq_idx, order, reverse, backend)
             return (y, final) if return_final_state else y
         prepared = self.prepared(tensors, options, seq_idx, order, reverse, backend)
@@ -194,8 +199,10 @@ class PlainCall:
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             y, final = self(tensors, seq_idx, order, True)
-        # The final state may be a part of y, and an operator's outputs must not share memory.
-        return y, final.clone(), y.new_empty(0, dtype=torch.float32)
+        # An operator's outputs share no memory with each other or an input, and lie as its fakes do.
+        y = y if y.is_contiguous() and y.numel() else y.clone(memory_format=torch.contiguous_format)
+        final = final.clone(memory_format=torch.contiguous_format)
+        return y, final, y.new_empty(0, dtype=torch.float32)
 
     def backward(
         self,

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.call import Op, Output, Tensors
+from nvsubq.ops.once import once_differentiable
 
 _LIBRARY = torch.library.Library("nvsubq", "DEF")
 

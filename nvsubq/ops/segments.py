@@ -33,8 +33,9 @@ def segments_of(
         int32 `[B, L]`, or None when none is given. `lengths` apply on top of the other two.
 
     Raises:
-        ValueError: a wrong shape or dtype, lengths outside 0..L (looked at on the CPU only: reading them back
-            would stall a GPU), borders that are not 0..L, both `seq_idx` and `cu_seqlens`.
+        ValueError: a wrong shape or dtype, lengths outside 0..L (looked at on the CPU only, as reading
+            them back would stall a GPU, and not in compiled code), borders that are not 0..L, both `seq_idx`
+            and `cu_seqlens`.
 
     Example:
         >>> import torch
@@ -74,7 +75,7 @@ def _cut(
     batch: int, length: int, table: Tensor | None, lengths: Tensor, device: torch.device | str | None
 ) -> Tensor:
     integers("lengths", lengths, (batch,), "[B]")
-    if lengths.device.type == "cpu" and lengths.numel():
+    if lengths.device.type == "cpu" and lengths.numel() and not torch.compiler.is_compiling():
         low, high = (int(value) for value in lengths.aminmax())
         if low < 0 or high > length:
             raise ValueError(f"`lengths` (={lengths.tolist()}) must lie between 0 and L (={length}).")

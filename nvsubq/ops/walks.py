@@ -128,6 +128,9 @@ def plan_walk(
     """
     if device is None:
         device = next((t.device for t in (seq_idx, order) if isinstance(t, Tensor)), "cpu")
+    if torch.compiler.is_compiling():  # the tables become part of the graph; there no value can be checked
+        walk = _fresh(length, order, _directions(reverse), torch.device(device))
+        return walk if seq_idx is None else _with_sequences(walk, seq_idx)
     walk = _cached(length, order, _directions(reverse), torch.device(device))
     return walk if seq_idx is None else _cached_sequences(walk, seq_idx)
 
@@ -179,11 +182,12 @@ def _cached(length: int, order: Tensor | None, directions: tuple[bool, ...], dev
     if order is None:
         return _plan_row_major(length, directions, device)
     if isinstance(order, Tensor) and order.is_inference():  # carries no version: a change would go unseen
-        return _plan(length, order, directions, device)
+        _check_order(length, order)
+        return _fresh(length, order, directions, device)
     plans = _plans_of(order, lambda: _check_order(length, order))
     key = (length, directions, device)
     if key not in plans.walks:
-        plans.walks[key] = _plan(length, order, directions, device)
+        plans.walks[key] = _lasting(length, order, directions, device)
     return plans.walks[key]
 
 
@@ -199,9 +203,12 @@ def _cached_sequences(walk: Walk, seq_idx: Tensor) -> Walk:
 
 @lru_cache(maxsize=256)
 def _plan_row_major(length: int, directions: tuple[bool, ...], device: torch.device) -> Walk:
-    if not any(directions):
-        return Walk(length, len(directions))
-    return _plan(length, torch.arange(length), directions, device)
+    return _lasting(length, None, directions, device)
+
+
+def _lasting(length: int, order: Tensor | None, directions: tuple[bool, ...], device: torch.device) -> Walk:
+    with torch.inference_mode(False), torch.no_grad():  # what is cached must serve training as well
+        return _fresh(length, order, directions, device)
 
 
 def _check_order(length: int, order: Tensor) -> None:
@@ -229,10 +236,10 @@ def _preview(row: Tensor) -> str:
     return f"[{head}{', ...' if len(row) > 8 else ''}]"
 
 
-def _plan(length: int, order: Tensor, directions: tuple[bool, ...], device: torch.device) -> Walk:
-    if order.is_inference():
-        _check_order(length, order)
-    rows = _rows(order)
+def _fresh(length: int, order: Tensor | None, directions: tuple[bool, ...], device: torch.device) -> Walk:
+    if order is None and not any(directions):
+        return Walk(length, len(directions))
+    rows = _rows(torch.arange(length, device=device) if order is None else order)
     blocks = max(len(rows), len(directions))
     for name, count in (("order", len(rows)), ("reverse", len(directions))):
         if count not in (1, blocks):
@@ -240,12 +247,10 @@ def _plan(length: int, order: Tensor, directions: tuple[bool, ...], device: torc
                 f"`order` names {len(rows)} walks and `reverse` {len(directions)}; "
                 f"`{name}` must name 1 or {blocks}."
             )
-    with torch.inference_mode(False), torch.no_grad():  # a cached table must serve training as well
-        rows = rows.to(device=device, dtype=torch.int64, copy=True).expand(blocks, length)
-        directions = directions * (blocks // len(directions))
-        steps = [row.flip(0) if back else row for row, back in zip(rows, directions, strict=True)]
-        index = torch.stack(steps, 1)
-        return Walk(length, blocks, index, _invert(index, 0))
+    rows = rows.to(device=device, dtype=torch.int64, copy=True).expand(blocks, length)
+    steps = [rows[s].flip(0) if directions[s % len(directions)] else rows[s] for s in range(blocks)]
+    index = torch.stack(steps, 1)
+    return Walk(length, blocks, index, _invert(index, 0))
 
 
 def _invert(index: Tensor, axis: int) -> Tensor:
@@ -262,7 +267,9 @@ def _with_sequences(walk: Walk, seq_idx: Tensor) -> Walk:
     if index is not None:
         steps = steps.gather(1, index.expand(batch, length, walk.blocks))
     # Reading the table back would stall a GPU, so only the CPU looks whether any cell is absent at all.
-    if seq_idx.device.type == "cpu" and not bool((seq_idx < 0).any()):
+    # So does compiled code, which may not branch on values.
+    readable = seq_idx.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and not bool((seq_idx < 0).any()):
         return Walk(length, walk.blocks, index, walk.inverse, _number(steps, None))
     first_present = (steps < 0).to(torch.int8).argsort(dim=1, stable=True)
     steps = steps.gather(1, first_present)

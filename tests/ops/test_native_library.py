@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from nvsubq.ops import backends, causal_conv1d, dispatch, native
-from nvsubq.ops.native import call, conv, library, selective
+from nvsubq.ops.native import call, conv, library, linear, rglru, selective, ssd
 from nvsubq.ops.native.walking import Tables
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +22,9 @@ HEADER = ROOT / "csrc" / "include" / "nvsubq.h"
 STRUCTS = {
     "nvsubq_selective_scan_args": selective.LAYOUT,
     "nvsubq_conv1d_args": conv.LAYOUT,
+    "nvsubq_linear_scan_args": linear.LAYOUT,
+    "nvsubq_rglru_scan_args": rglru.LAYOUT,
+    "nvsubq_ssd_scan_args": ssd.LAYOUT,
 }
 needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
 
@@ -69,7 +73,13 @@ def test_sizes_are_pinned() -> None:
     """A change of these breaks callers built before: `NVSUBQ_ABI` must rise, or fields go to the end."""
     sizes = {name: layout.packer().size for name, layout in STRUCTS.items()}
     assert ctypes.sizeof(CTensor) == 48
-    assert sizes == {"nvsubq_selective_scan_args": 1624, "nvsubq_conv1d_args": 856}
+    assert sizes == {
+        "nvsubq_selective_scan_args": 1624,
+        "nvsubq_conv1d_args": 856,
+        "nvsubq_linear_scan_args": 848,
+        "nvsubq_rglru_scan_args": 1224,
+        "nvsubq_ssd_scan_args": 1360,
+    }
 
 
 @needs_native
@@ -147,3 +157,16 @@ def test_the_package_installs_without_a_compiler(tmp_path: Path) -> None:
     installed = out / "nvsubq" / "lib"
     assert [path.name for path in installed.iterdir()] == ["why_not_native.txt"]
     assert "no working C++ compiler" in library.open_library(installed)[1]
+
+
+@needs_native
+def test_the_environment_names_a_library(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.so"
+    shutil.copy(library.folder() / library.file_name(), mine)
+    code = "from nvsubq.ops import native; print(native.inactive() or open('/proc/self/maps').read())"
+    for named, said in ((mine, str(mine)), (tmp_path / "none.so", "the native library cannot be loaded: ")):
+        environment = {**os.environ, "NVSUBQ_LIBRARY": str(named)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        )
+        assert said in done.stdout

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nvsubq.ops.call import Op, Tensors
 from nvsubq.ops.native import library
 from nvsubq.ops.native.library import Layout, describe, readable
 from nvsubq.ops.native.walking import NO_TABLES, Tables, tables_of
 from nvsubq.ops.numerics import accumulation_dtype
+from nvsubq.ops.once import once_differentiable
 
 Strides = tuple[int, ...]
 
@@ -77,16 +77,16 @@ class NativeCall:
         self.walks = self.reverse is not False or any(arguments[n] is not None for n in ("seq_idx", "order"))
         self.saved_elements, self.dtype = native.saved(arguments)
         self.odd = any(t is not None and (t.is_complex() or readable(t) is not t) for t in tensors)
-        self.packed: dict[tuple[str, str], _Struct] = {}  # by pass and by the tables that a walk has
+        self.packed: dict[tuple[str, str], Struct] = {}  # by pass and by the tables that a walk has
 
     def __call__(
         self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None, final: bool
     ) -> Tensor | tuple[Tensor, Tensor]:
         tables = self.tables(seq_idx, order)
         if torch.is_grad_enabled() and True in [t is not None and t.requires_grad for t in tensors]:
-            y, state = _Recorded.apply(self, tables, *tensors)
+            y, state = _Recorded.apply(self, tables, final, *tensors)
         else:
-            y, state, _ = self.run_forward(self.readable(tensors), tables, keep=False)
+            y, state, _ = self.run_forward(self.readable(tensors), tables, keep=False, end=final)
         return (y, state) if final else y
 
     def forward(
@@ -102,8 +102,11 @@ class NativeCall:
         tensors: Tensors,
         seq_idx: Tensor | None,
         order: Tensor | None,
+        into: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor | None]:
-        return self.run_backward(d_y, d_final, saved, self.readable(tensors), self.tables(seq_idx, order))
+        """Give the gradients of the tensors; those named in `into` are written there."""
+        tables = self.tables(seq_idx, order)
+        return self.run_backward(d_y, d_final, saved, self.readable(tensors), tables, into)
 
     def tables(self, seq_idx: Tensor | None, order: Tensor | None) -> Tables:
         """The walk, checked."""
@@ -113,39 +116,57 @@ class NativeCall:
         """The tensors as the library can read them."""
         return tuple([readable(t) for t in tensors]) if self.odd else tensors
 
-    def run_forward(self, tensors: Tensors, tables: Tables, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Give y, the final state and, if it is to be kept, what `run_backward` needs."""
+    def run_forward(
+        self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give y, the final state (empty unless `end`) and, if kept, what `run_backward` needs."""
         like: Any = tensors[0]
         y = like.new_empty(self.y.shape, dtype=self.y.dtype)
-        final = like.new_empty(self.final.shape, dtype=self.final.dtype)
+        final = like.new_empty(self.final.shape if end else 0, dtype=self.final.dtype)
         saved = like.new_empty(self.saved_elements if keep else 0, dtype=self.dtype)
-        packed = self.packed.get(("forward", tables.which))
+        which = "forward" if end else "forward without state"
+        packed = self.packed.get((which, tables.which))
         if packed is None:
-            packed = self._pack("forward", tensors, tables, {"y": y, "final_state": final})
+            outputs = {"y": y, "final_state": final if end else None}
+            packed = self._pack(which, tensors, tables, outputs)
         packed.run([*tensors, y, final], tables, saved if keep else None)
         return y, final, saved
 
     def run_backward(
-        self, d_y: Tensor | None, d_final: Tensor | None, saved: Tensor, tensors: Tensors, tables: Tables
+        self,
+        d_y: Tensor | None,
+        d_final: Tensor | None,
+        saved: Tensor,
+        tensors: Tensors,
+        tables: Tables,
+        into: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor | None]:
-        """Give the gradients of the tensors."""
+        """As `backward`, of tensors that the library can read."""
         like: Any = tensors[0]
         d_y = like.new_zeros(self.y.shape, dtype=self.y.dtype) if d_y is None else readable(d_y)
         d_final = readable(d_final)
-        grads = [None if t is None else t.new_empty(t.shape) for t in tensors]
-        which = "backward" if d_final is None else "backward of both"
+        if into is None:
+            grads = [None if t is None else t.new_empty(t.shape) for t in tensors]
+        else:
+            named = zip(self.names, tensors, strict=True)
+            grads = [into[n] if n in into else None if t is None else t.new_empty(t.shape) for n, t in named]
+        which = "backward" if d_final is None else "backward with final"
+        if into is not None:
+            which += " into " + " ".join(into)
         packed = self.packed.get((which, tables.which))
         if packed is None:
             others = {f"d_{name}": grad for name, grad in zip(self.names, grads, strict=True)}
             packed = self._pack(which, tensors, tables, others | {"d_y": d_y, "d_final_state": d_final})
         packed.set_strides("d_y", d_y)
         packed.set_strides("d_final_state", d_final)
+        for name in into or ():
+            packed.set_strides(f"d_{name}", into[name])  # type: ignore[index]
         packed.run([*tensors, *grads, d_y, d_final], tables, saved)
         return grads
 
     def _pack(
         self, which: str, tensors: Tensors, tables: Tables, others: Mapping[str, Tensor | None]
-    ) -> _Struct:
+    ) -> Struct:
         named = dict(zip(self.names, tensors, strict=True)) | dict(others)
         described = self.native.describe(named | self.options)
         fields = {
@@ -156,12 +177,13 @@ class NativeCall:
         scalars = {**described.scalars, "blocks": tables.blocks}
         scalars["flags"] = scalars.get("flags", 0) | flags
         function = f"nvsubq_{self.native.name}_{which.split()[0]}"
-        packed = _Struct(self.native, function, scalars, fields, list(named), described.work)
+        packed = Struct(self.native, function, scalars, fields, list(named), described.work)
+        packed.seen = {f"d_{name}": seen for name, seen in described.strides.items()}
         self.packed[which, tables.which] = packed
         return packed
 
 
-class _Struct:
+class Struct:
     """A packed struct, and where its parts lie, counted in words of 8 bytes."""
 
     def __init__(
@@ -188,12 +210,15 @@ class _Struct:
         self.place = {name: first + 6 * i for i, name in enumerate(layout.tensors)}
         self.given = [(i, self.place[n]) for i, n in enumerate(names) if fields.get(n, library.ABSENT)[-1]]
         self.bytes: dict[tuple[int, int], int] = {}  # of workspace, by threads and level
+        self.seen: Mapping[str, Callable[[Strides], Strides]] = {}
 
     def set_strides(self, name: str, tensor: Tensor | None) -> None:
         """Strides of a tensor that differ from call to call."""
         if tensor is not None:
+            seen = self.seen.get(name)
+            strides = tensor.stride() if seen is None else seen(tensor.stride())
             place = self.place[name] + 1
-            for i, stride in enumerate(tensor.stride()):
+            for i, stride in enumerate(strides):
                 self.words[place + i] = stride
 
     def run(self, tensors: list[Tensor | None], tables: Tables, saved: Tensor | None) -> None:
@@ -233,9 +258,11 @@ class _Recorded(torch.autograd.Function):
     """y and the final state; keeps the inputs and what the library saved."""
 
     @staticmethod
-    def forward(ctx, call: NativeCall, tables: Tables, *tensors: Tensor | None):  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx, call: NativeCall, tables: Tables, end: bool, *tensors: Tensor | None
+    ):
         inputs = call.readable(tensors)
-        y, final, saved = call.run_forward(inputs, tables, keep=True)
+        y, final, saved = call.run_forward(inputs, tables, keep=True, end=end)
         ctx.save_for_backward(saved, *inputs)
         ctx.call, ctx.tables = call, tables
         ctx.set_materialize_grads(False)
@@ -245,4 +272,4 @@ class _Recorded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_y: Tensor | None, d_final: Tensor | None):  # type: ignore[override]
         saved, *inputs = ctx.saved_tensors
-        return None, None, *ctx.call.run_backward(d_y, d_final, saved, tuple(inputs), ctx.tables)
+        return None, None, None, *ctx.call.run_backward(d_y, d_final, saved, tuple(inputs), ctx.tables)

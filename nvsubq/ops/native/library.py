@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from torch import Tensor
 import nvsubq
 
 ABI = 1
+# An environment variable: the file to load instead of the package's own, such as a build with sanitizers.
+LIBRARY = "NVSUBQ_LIBRARY"
 LEVELS = {"baseline": 1, "avx2": 2, "avx512": 3}
 DTYPES = {
     torch.float32: 0,
@@ -26,7 +29,7 @@ DTYPES = {
     torch.int32: 4,
     torch.int64: 5,
 }
-DOUBLE, SOFTPLUS, SILU = 1, 2, 4
+DOUBLE, SOFTPLUS, SILU, GELU_TANH, UNSCALED_FIRST, FIXED_A, SHARED_DT = 1, 2, 4, 8, 16, 32, 64
 PRESENT, COMPLEX = 1, 2
 
 ABSENT = (0, 0, 0, 0, 0, 0, 0)
@@ -36,7 +39,8 @@ _RESULTS = {
     "nvsubq_last_error": ctypes.c_char_p,
     "nvsubq_level_name": ctypes.c_char_p,
 }
-_OPS = ("selective_scan", "conv1d")
+_OPS = ("selective_scan", "conv1d", "linear_scan", "rglru_scan", "ssd_scan")
+_STEPS = ("mamba_step", "mamba2_step", "rglru_step", "s5_step")
 
 # 0: the best instruction set that the machine has and NVSUBQ_CPU_ISA allows; else one of LEVELS (for tests).
 forced_level = 0
@@ -55,8 +59,13 @@ def open_library(folder: Path) -> tuple[ctypes.CDLL | None, str]:
         if why.is_file():
             return None, f"the native library was not built: {why.read_text(encoding='utf-8').strip()}"
         return None, f"there is no {file_name()} in the installed package"
+    return open_file(found[0])
+
+
+def open_file(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """Load a library; give None and the reason where that fails."""
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(path))
         version = library.nvsubq_abi()
     except (OSError, AttributeError) as error:
         return None, f"the native library cannot be loaded: {error}"
@@ -67,6 +76,8 @@ def open_library(folder: Path) -> tuple[ctypes.CDLL | None, str]:
     for op in _OPS:
         for size in ("workspace", "saved"):
             getattr(library, f"nvsubq_{op}_{size}").restype = ctypes.c_int64
+    for step in _STEPS:
+        getattr(library, f"nvsubq_{step}_workspace").restype = ctypes.c_int64
     library.nvsubq_level_name.argtypes = [ctypes.c_int64]
     return library, ""
 
@@ -79,7 +90,8 @@ def folder() -> Path:
 
 @cache
 def _opened() -> tuple[ctypes.CDLL | None, str]:
-    return open_library(folder())
+    named = os.environ.get(LIBRARY)
+    return open_file(Path(named)) if named else open_library(folder())
 
 
 def inactive() -> str | None:
@@ -134,7 +146,7 @@ def describe(tensor: Tensor | None, seen: Callable[[Any], tuple[int, ...]] | Non
 
 
 def readable(tensor: Tensor | None) -> Tensor | None:
-    """The tensor itself where kernels can read it (last axis contiguous, no lazy conjugate or sign), or a copy."""
+    """The tensor itself where kernels can read it (last axis contiguous, nothing lazy), or a copy."""
     if tensor is None:
         return None
     tensor = tensor.resolve_conj().resolve_neg()

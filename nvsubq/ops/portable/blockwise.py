@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.portable.recurrence import Tiling
 
 # (cuts of the tensors over cells, shared tensors, entering state, whether the leaving state is wanted)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nvsubq.ops.numerics import accumulation_dtype, to_accumulate
+from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.portable.recurrence import Tiling, tile_elements
 from nvsubq.ops.portable.walking import plan, widen
 from nvsubq.ops.walks import Walk

@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nvsubq.ops import numerics
+from nvsubq.ops.once import once_differentiable
 
 # Inside this radius the derivative is a power series: its closed form would cancel to eps/|z|.
 _RADIUS = 0.5

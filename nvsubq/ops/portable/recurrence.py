@@ -14,7 +14,8 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from nvsubq.ops.once import once_differentiable
 
 # Elements of one temporary: a few megabytes, so that the handful in use stay in a CPU's caches. Other devices
 # need more work per launch and have more memory.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.portable.recurrence import adjoint_, first_cell
 from nvsubq.ops.portable.selective_tensors import Tensors
 from nvsubq.ops.portable.selective_tile import (

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nvsubq.ops.numerics import accumulation_dtype, cast
+from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.portable.blockwise import blockwise
 from nvsubq.ops.portable.recurrence import Tiling, even_part, tile_elements
 from nvsubq.ops.portable.walking import gather, masks, plan

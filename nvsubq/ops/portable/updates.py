@@ -12,6 +12,7 @@ from nvsubq.ops.numerics import (
     accumulation_dtype,
     bounded_sqrt,
     cast,
+    complex_of,
     expm1_over,
     one_minus_square,
 )
@@ -86,7 +87,7 @@ def linear_state_update(
 ) -> Tensor:
     """Backend of `nvsubq.ops.linear_state_update`, with its arguments."""
     dtype = accumulation_dtype(a, b, dt, state)
-    out_dtype = b.dtype if b.is_complex() or not a.is_complex() else b.dtype.to_complex()
+    out_dtype = b.dtype if b.is_complex() or not a.is_complex() else complex_of(b.dtype)
     a, b, dt = cast(dtype, a, b, dt)
     dt = dt.unsqueeze(-1) if dt is not None and dt.dim() == 1 else dt
     decay, scale = decay_and_scale(a, dt, discretization, input_scale)
