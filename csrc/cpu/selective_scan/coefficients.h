@@ -2,11 +2,11 @@
 #ifndef NVSUBQ_CPU_SELECTIVE_SCAN_COEFFICIENTS_H
 #define NVSUBQ_CPU_SELECTIVE_SCAN_COEFFICIENTS_H
 
+#include "../complex_storage.h"
 #include "common.h"
 
 namespace {
 
-inline bool is_complex(const nvsubq_tensor& t) { return t.flags & NVSUBQ_COMPLEX; }
 inline int64_t parts_of(const nvsubq_tensor& t) { return is_complex(t) ? 2 : 1; }
 
 // Lanes of numbers that are `stride` elements apart; a real tensor has no imaginary part to read or to write.
