@@ -120,8 +120,9 @@ inline void write_lanes(const nvsubq_tensor& t, int64_t offset, int n, Vec<T> v)
 }
 
 inline int64_t item_size(const nvsubq_tensor& t) {
-  const int64_t real = t.dtype == NVSUBQ_F64 || t.dtype == NVSUBQ_I64 ? 8 : t.dtype == NVSUBQ_F32 || t.dtype == NVSUBQ_I32 ? 4 : 2;
-  return real * (t.flags & NVSUBQ_COMPLEX ? 2 : 1);
+  const bool wide = t.dtype == NVSUBQ_F64 || t.dtype == NVSUBQ_I64;
+  const bool single = t.dtype == NVSUBQ_F32 || t.dtype == NVSUBQ_I32;
+  return (wide ? 8 : single ? 4 : 2) * (t.flags & NVSUBQ_COMPLEX ? 2 : 1);
 }
 
 inline const void* address(const nvsubq_tensor& t, int64_t offset) {
@@ -142,7 +143,7 @@ struct Lanes {
     offset = at(t, row, 0, channel);
     stride = t.stride[1];
     bytes = stride * item_size(t);
-    first = static_cast<char*>(t.data) + offset * item_size(t);
+    if (t.data) first = static_cast<char*>(t.data) + offset * item_size(t);  // there may be no cell
     plain = n == Simd<T>::W && t.dtype == DtypeOf<T>::value;
   }
   Vec<T> operator[](int64_t cell) const {

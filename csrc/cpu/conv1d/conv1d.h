@@ -104,8 +104,9 @@ struct ConvTask {
   void expect(const Lanes<T>& of, int64_t step, int64_t stop) const {
     step += kAhead;
     if (channel != first_ || step < 0 || step >= stop) return;
-    const char* line = of.first + steps.cell(step) * of.bytes;
-    for (int64_t i = 0; i < channels_; i += 64 / item_size(*of.tensor)) __builtin_prefetch(line + i * item_size(*of.tensor));
+    const char* row_of_cell = of.first + steps.cell(step) * of.bytes;
+    for (int64_t at_byte = 0; at_byte < channels_ * item_size(*of.tensor); at_byte += 64)
+      __builtin_prefetch(row_of_cell + at_byte);
   }
 
   // The input at a step; before the walk, from the initial state.

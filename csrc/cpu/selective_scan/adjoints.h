@@ -73,6 +73,10 @@ struct Adjoints {
   int64_t kind, states;
   bool gated_output;
   Tile<T>* tile;
+  TileReader<T>* reader;
+  struct Rows {
+    Lanes<T> d_y, z;
+  }* rows;  // [tiles], as those above
   Ahead ahead;
   TileAdjoints<T>* grad;
   Coefficients<T, CX> given;
@@ -94,6 +98,8 @@ struct Adjoints {
         given(arena, a, chunks.tiles<T>()) {
     const int64_t tiles = chunks.tiles<T>(), each = tiles * states;
     tile = arena.take<Tile<T>>(tiles);
+    reader = arena.take<TileReader<T>>(tiles);
+    rows = arena.take<Rows>(tiles);
     grad = arena.take<TileAdjoints<T>>(tiles);
     Tile<T> one;
     TileAdjoints<T> other;
@@ -108,6 +114,11 @@ struct Adjoints {
     for (V** p : {&d_skip, &d_bias, &d_step}) *p = arena.take<V>(tiles);
     times = arena.take<T>(kMaxCells);
     memory = arena.take<typename Loops::Memory>(1);
+  }
+
+  void aim(const Selective& a, int i) {
+    reader[i].aim(a, place, i, &tile[i]);
+    rows[i].d_y = place.template of<T>(a.d_y, i), rows[i].z = place.template of<T>(a.z, i);
   }
 
   void start() {

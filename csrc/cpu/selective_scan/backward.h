@@ -56,6 +56,7 @@ struct Backward {
     x.given.read_fixed(a, place, Loops::rate_unit);
     read_by_channel<T, CX>(a.d_final_state, place.row, place, a.states, x.arriving);
     x.start();
+    for (int tile = 0; tile < place.tiles; ++tile) x.aim(a, tile);
     const int64_t most = segment_cells(a.states), last = segments(a.length, a.states) - 1;
     next.read(steps, last * most, most);
     for (int64_t i = last; i >= 0; --i) {
@@ -68,8 +69,9 @@ struct Backward {
       if (!i) read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, x.entering);
       for (int tile = 0; tile < place.tiles; ++tile) {
         if (i) SavedStates<T, CX>(a, place, i, tile).read(x.entering + tile * a.states);
-        read_tile(place, segment, tile, x);
       }
+      read_tiles<T>(a, place, segment, x.reader, x.tile);
+      read_cotangents(place, segment, x);
       Loops::gradients(x);
       for (int t = 0; t < segment.cells; ++t) x.times[t] = 0;
       for (int tile = 0; tile < place.tiles; ++tile) write_tile(place, segment, tile, x);
@@ -80,19 +82,18 @@ struct Backward {
     finish(place, steps, x);
   }
 
-  void read_tile(const Place& place, const Segment& segment, int tile, Scratch& x) const {
-    TileAdjoints<T>& g = x.grad[tile];
-    x.tile[tile].read(a, place, segment, tile);
-    const Lanes<T> cotangents = place.of<T>(a.d_y, tile), gates = place.of<T>(a.z, tile);
-    for (int t = 0; t < segment.cells; ++t) {
-      V out = cotangents[segment.cell[t]];
-      if (gates.there) {
-        const V z = gates[segment.cell[t]];
-        out = out * (z * sigmoid<T>(z));
+  void read_cotangents(const Place& place, const Segment& segment, const Scratch& x) const {
+    for (int t = 0; t < segment.cells; ++t)
+      for (int tile = 0; tile < place.tiles; ++tile) {
+        const TileAdjoints<T>& g = x.grad[tile];
+        V out = x.rows[tile].d_y[segment.cell[t]];
+        if (has(a.z)) {
+          const V z = x.rows[tile].z[segment.cell[t]];
+          out = out * (z * sigmoid<T>(z));
+        }
+        g.out[t] = out;
+        g.y[t] = g.by_w[t] = g.by_d[t] = g.by_da[t] = V{};
       }
-      g.out[t] = out;
-      g.y[t] = g.by_w[t] = g.by_d[t] = g.by_da[t] = V{};
-    }
   }
 
   void write_tile(const Place& place, const Segment& segment, int tile, Scratch& x) const {

@@ -101,7 +101,8 @@ struct Coefficient {
         continue;
       }
       for (int64_t n = 0; n < states; ++n)
-        for (int i = 0; i < parts; ++i) to[n * parts + i] = i < given ? read_one<T>(from, offset + n * given + i) : T(0);
+        for (int i = 0; i < parts; ++i)
+          to[n * parts + i] = i < given ? read_one<T>(from, offset + n * given + i) : T(0);
     }
   }
   // Rows are short: a call of memcpy would take longer than the copy.
@@ -141,7 +142,8 @@ struct Coefficients {
     for (int64_t i = 0; i < place.tiles * a.states && unit != T(1); ++i) part(rates[i], 0) *= unit;
     if (a.flags & NVSUBQ_FIXED_B) read_by_channel<T, CX>(a.B, -1, place, a.states, B.fixed);
     if (a.flags & NVSUBQ_FIXED_C) read_by_channel<T, CX>(a.C, -1, place, a.states, C.fixed);
-    if (gated && (a.flags & NVSUBQ_FIXED_GATE)) read_by_channel<T, false>(a.decay_gate, -1, place, a.states, gate.fixed);
+    if (gated && (a.flags & NVSUBQ_FIXED_GATE))
+      read_by_channel<T, false>(a.decay_gate, -1, place, a.states, gate.fixed);
   }
   void expect(const Selective& a, const Place& place, const Segment& next) const {
     B.expect(a.B, place, next);

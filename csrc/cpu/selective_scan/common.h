@@ -142,35 +142,47 @@ struct Tile {
   void take(Arena& arena) {
     for (V** p : {&u, &d, &da, &w, &raw}) *p = arena.take<V>(kMaxCells + 5);
   }
+};
 
-  void read(const Selective& a, const Place& place, const Segment& segment, int tile) {
+// Reads tiles: cell by cell, all tiles of a cell together, since they lie in one row and each cell in another.
+template <class T>
+struct TileReader {
+  using V = Vec<T>;
+  Lanes<T> u, delta, delta_a;
+  V bias, rate;  // rate: delta_a where it is to be multiplied by timesteps
+  bool by_time, by_delta, soft;
+
+  void aim(const Selective& a, const Place& place, int tile, Tile<T>* to) {
     const int n = place.template lanes<T>(tile);
     const int64_t channel = place.template channel<T>(tile);
-    const V bias = has(a.delta_bias) ? read_lanes<T>(a.delta_bias, at(a.delta_bias, channel), n) : V{};
-    const bool soft = a.flags & NVSUBQ_SOFTPLUS, by_delta = scales_input(a.discretization);
-    const Lanes<T> in = place.of<T>(a.u, tile), step = place.of<T>(a.delta, tile);
-    for (int t = 0; t < segment.cells; ++t) {
-      const int64_t cell = segment.cell[t];
-      u[t] = in[cell];
-      V x = step[cell] + bias;
-      raw[t] = x;
-      if (soft) x = softplus<T>(x);
-      d[t] = x;
-      w[t] = by_delta ? x * u[t] : u[t];
-    }
-    same = !has(a.delta_a);
-    if (same) {
-      da = d;
-    } else if (has(a.timesteps)) {
-      const V rate = read_lanes<T>(a.delta_a, at(a.delta_a, channel), n);
-      for (int t = 0; t < segment.cells; ++t)
-        da[t] = rate * read_one<T>(a.timesteps, at(a.timesteps, place.row, segment.cell[t]));
-    } else {
-      const Lanes<T> given = place.of<T>(a.delta_a, tile);
-      for (int t = 0; t < segment.cells; ++t) da[t] = given[segment.cell[t]];
-    }
+    u = place.of<T>(a.u, tile), delta = place.of<T>(a.delta, tile);
+    bias = has(a.delta_bias) ? read_lanes<T>(a.delta_bias, at(a.delta_bias, channel), n) : V{};
+    by_time = has(a.timesteps), by_delta = scales_input(a.discretization), soft = a.flags & NVSUBQ_SOFTPLUS;
+    rate = by_time ? read_lanes<T>(a.delta_a, at(a.delta_a, channel), n) : V{};
+    if (!by_time) delta_a = place.of<T>(a.delta_a, tile);
+    to->same = !has(a.delta_a);
+    if (to->same) to->da = to->d;
+  }
+  void read(int t, int64_t cell, T timestep, const Tile<T>& to) const {
+    const V value = u[cell], raw = delta[cell] + bias;
+    const V d = soft ? softplus<T>(raw) : raw;
+    to.u[t] = value;
+    to.raw[t] = raw;
+    to.d[t] = d;
+    to.w[t] = by_delta ? d * value : value;
+    if (!to.same) to.da[t] = by_time ? rate * timestep : delta_a[cell];
   }
 };
+
+template <class T>
+inline void read_tiles(const Selective& a, const Place& place, const Segment& segment, const TileReader<T>* readers,
+                       const Tile<T>* to) {
+  for (int t = 0; t < segment.cells; ++t) {
+    const int64_t cell = segment.cell[t];
+    const T timestep = has(a.timesteps) ? read_one<T>(a.timesteps, at(a.timesteps, place.row, cell)) : T(0);
+    for (int tile = 0; tile < place.tiles; ++tile) readers[tile].read(t, cell, timestep, to[tile]);
+  }
+}
 
 // Zeros at the cells of a row that are not there.
 template <class T>

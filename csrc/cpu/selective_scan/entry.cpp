@@ -24,7 +24,8 @@ int check(const nvsubq_selective_scan_args* a) {
   for (const nvsubq_tensor* t : {&a->initial_state, &a->final_state, &a->d_final_state, &a->d_initial_state, &a->d_A})
     if (present(*t) && bool(t->flags & NVSUBQ_COMPLEX) != is_complex)
       return fail(NVSUBQ_INVALID, "states and gradients must be complex as A is");
-  for (const nvsubq_tensor* t : {&a->u, &a->delta, &a->D, &a->z, &a->delta_bias, &a->delta_a, &a->timesteps, &a->decay_gate})
+  for (const nvsubq_tensor* t :
+       {&a->u, &a->delta, &a->D, &a->z, &a->delta_bias, &a->delta_a, &a->timesteps, &a->decay_gate})
     if (t->flags & NVSUBQ_COMPLEX) return fail(NVSUBQ_INVALID, "only A, B, C and states may be complex");
   if (present(a->d_B) && ((a->d_B.flags ^ a->B.flags) | (a->d_C.flags ^ a->C.flags)) & NVSUBQ_COMPLEX)
     return fail(NVSUBQ_INVALID, "the gradients of B and C must be complex as they are");

@@ -16,17 +16,32 @@ struct Forward {
   Chunks chunks;
   int64_t slot_bytes;
 
+  struct TileOutput {
+    Lanes<T> z, y;
+    V skip;
+  };
+
   struct Scratch {
     Coefficients<T, CX> given;
-    Tile<T> tile;
+    Tile<T>* tile;
+    TileReader<T>* reader;
+    TileOutput* output;
     Num* state;
-    V* out;
+    V* out;  // [tiles][kMaxCells]
     typename Loops::Memory* memory;
 
     Scratch(Arena& arena, const Selective& a, const Chunks& chunks) : given(arena, a, chunks.tiles<T>()) {
-      tile.take(arena);
-      state = arena.take<Num>(chunks.tiles<T>() * a.states);
-      out = arena.take<V>(kMaxCells);
+      const int64_t tiles = chunks.tiles<T>();
+      tile = arena.take<Tile<T>>(tiles);
+      reader = arena.take<TileReader<T>>(tiles);
+      output = arena.take<TileOutput>(tiles);
+      for (int64_t i = 0; i < tiles; ++i) {
+        Tile<T> one;
+        one.take(arena);
+        if (arena.base) tile[i] = one;
+      }
+      state = arena.take<Num>(tiles * a.states);
+      out = arena.take<V>(tiles * kMaxCells);
       memory = arena.take<typename Loops::Memory>(1);
     }
   };
@@ -53,6 +68,12 @@ struct Forward {
     Scratch x(arena, a, chunks);
     x.given.read_fixed(a, place, Loops::rate_unit);
     read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, x.state);
+    for (int tile = 0; tile < place.tiles; ++tile) {
+      x.reader[tile].aim(a, place, tile, &x.tile[tile]);
+      TileOutput& to = x.output[tile];
+      to.z = place.of<T>(a.z, tile), to.y = place.of<T>(a.y, tile), to.skip = V{};
+      if (has(a.D)) to.skip = read_lanes<T>(a.D, at(a.D, place.channel<T>(tile)), place.lanes<T>(tile));
+    }
     const int64_t most = segment_cells(a.states), count = segments(a.length, a.states);
     Segment segment, next;
     Ahead ahead;
@@ -63,34 +84,34 @@ struct Forward {
       x.given.expect(a, place, next);
       ahead.aim<T>({&a.u, &a.delta, &a.z, &a.y}, place, next);
       if (segment.cells) x.given.read_segment(a, place, segment);
+      if (segment.cells) read_tiles<T>(a, place, segment, x.reader, x.tile);
       for (int tile = 0; tile < place.tiles; ++tile) {
         Num* state = x.state + tile * a.states;
         if (i && a.saved) SavedStates<T, CX>(a, place, i, tile).write(state);
         if (!segment.cells) continue;
-        x.tile.read(a, place, segment, tile);
-        for (int t = 0; t < segment.cells; ++t) x.out[t] = V{};
-        Loops::advance(a.discretization, x.tile, segment, x.given, tile, state, x.out, ahead, *x.memory);
-        write_outputs(place, segment, tile, x);
+        V* out = x.out + tile * kMaxCells;
+        for (int t = 0; t < segment.cells; ++t) out[t] = V{};
+        Loops::advance(a.discretization, x.tile[tile], segment, x.given, tile, state, out, ahead, *x.memory);
       }
+      write_outputs(place, segment, x);
     }
     if (has(a.final_state)) write_state<T, CX>(a.final_state, place, a.states, x.state);
     clear_absent<T>(a.y, place, steps);
   }
 
-  void write_outputs(const Place& place, const Segment& segment, int tile, const Scratch& x) const {
-    const int n = place.lanes<T>(tile);
-    const int64_t channel = place.channel<T>(tile);
-    const V skip = has(a.D) ? read_lanes<T>(a.D, at(a.D, channel), n) : V{};
-    const Lanes<T> gates = place.of<T>(a.z, tile), to = place.of<T>(a.y, tile);
-    for (int t = 0; t < segment.cells; ++t) {
-      V y = CX ? x.out[t] * T(2) : x.out[t];
-      if (has(a.D)) y = y + skip * x.tile.u[t];
-      if (gates.there) {
-        const V z = gates[segment.cell[t]];
-        y = y * (z * sigmoid<T>(z));
+  void write_outputs(const Place& place, const Segment& segment, const Scratch& x) const {
+    for (int t = 0; t < segment.cells; ++t)
+      for (int tile = 0; tile < place.tiles; ++tile) {
+        const TileOutput& to = x.output[tile];
+        const V out = x.out[tile * kMaxCells + t];
+        V y = CX ? out * T(2) : out;
+        if (has(a.D)) y = y + to.skip * x.tile[tile].u[t];
+        if (to.z.there) {
+          const V z = to.z[segment.cell[t]];
+          y = y * (z * sigmoid<T>(z));
+        }
+        to.y.put(segment.cell[t], y);
       }
-      to.put(segment.cell[t], y);
-    }
   }
 };
 
