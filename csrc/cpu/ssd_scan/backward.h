@@ -34,7 +34,7 @@ struct Backward {
     part_elements = HeadPart<T>::elements(a, rounds.cells);
     shared = arena.take<T>(rounds.rows * a.groups * shared_elements);
     parts = arena.take<T>(rounds.rows * a.heads * part_elements);
-    states = arena.take<T>(rounds.rows * a.heads * state_elements<T>(a));
+    states = arena.take<T>(rounds.kept_states(a) * state_elements<T>(a));
     slots = arena.take<char>(slot_bytes * a.threads);
     bytes = arena.bytes();
   }
@@ -120,7 +120,7 @@ struct Backward {
     AdjointScratch<T> x(arena, a);
     const Shared<T> group = shared_of(row, place.group);
     const HeadPart<T> part = part_of(row, place.head);
-    T* d_state = states + task * state_elements<T>(a);
+    T* d_state = rounds.windows > 1 ? states + task * state_elements<T>(a) : x.d_state;
     const int64_t walk = place.row * a.heads + place.head;
     x.skip_sum = sums.D + walk * padded_width<T>(a);
     if (round.first) {
