@@ -21,6 +21,7 @@ FLOORS = {
     "compat": 4,
     "training": 5,
     "viz": 5,
+    "bench": 5,
     "data": 5,
     "cli": 6,
 }

@@ -30,7 +30,7 @@ AT(data, 0); AT(stride, 8); AT(dtype, 40); AT(flags, 44);
 #undef STRUCT
 
 #define STRUCT nvsubq_selective_scan_args
-PIN(sizeof(STRUCT), 1528);
+PIN(sizeof(STRUCT), 1624);
 SCALAR(0, batch); SCALAR(1, length); SCALAR(2, width); SCALAR(3, states); SCALAR(4, groups); SCALAR(5, blocks);
 SCALAR(6, flags); SCALAR(7, discretization); SCALAR(8, device); SCALAR(9, threads); SCALAR(10, level);
 MEMORY(96);
@@ -38,7 +38,7 @@ MEMORY(96);
 T(0, u); T(1, delta); T(2, A); T(3, B); T(4, C); T(5, D); T(6, z); T(7, delta_bias); T(8, delta_a); T(9, timesteps);
 T(10, initial_state); T(11, index); T(12, segment); T(13, count); T(14, y); T(15, final_state); T(16, d_y);
 T(17, d_final_state); T(18, d_u); T(19, d_delta); T(20, d_A); T(21, d_B); T(22, d_C); T(23, d_D); T(24, d_z);
-T(25, d_delta_bias); T(26, d_delta_a); T(27, d_timesteps); T(28, d_initial_state);
+T(25, d_delta_bias); T(26, d_delta_a); T(27, d_timesteps); T(28, d_initial_state); T(29, decay_gate); T(30, d_decay_gate);
 #undef T
 #undef STRUCT
 
@@ -50,6 +50,42 @@ MEMORY(96);
 #define T(i, field) TENSOR(136, i, field)
 T(0, x); T(1, weight); T(2, bias); T(3, initial_state); T(4, index); T(5, segment); T(6, count); T(7, y);
 T(8, final_state); T(9, d_y); T(10, d_final_state); T(11, d_x); T(12, d_weight); T(13, d_bias); T(14, d_initial_state);
+#undef T
+#undef STRUCT
+
+#define STRUCT nvsubq_linear_scan_args
+PIN(sizeof(STRUCT), 848);
+SCALAR(0, batch); SCALAR(1, length); SCALAR(2, width); SCALAR(3, blocks); SCALAR(4, discretization);
+SCALAR(5, input_scale); SCALAR(6, flags); SCALAR(7, device); SCALAR(8, threads); SCALAR(9, level);
+MEMORY(88);
+#define T(i, field) TENSOR(128, i, field)
+T(0, a); T(1, b); T(2, dt); T(3, initial_state); T(4, index); T(5, segment); T(6, count); T(7, y); T(8, final_state);
+T(9, d_y); T(10, d_final_state); T(11, d_a); T(12, d_b); T(13, d_dt); T(14, d_initial_state);
+#undef T
+#undef STRUCT
+
+#define STRUCT nvsubq_rglru_scan_args
+PIN(sizeof(STRUCT), 1224);
+SCALAR(0, batch); SCALAR(1, length); SCALAR(2, width); SCALAR(3, blocks); SCALAR(4, c_bits); SCALAR(5, flags);
+SCALAR(6, device); SCALAR(7, threads); SCALAR(8, level);
+MEMORY(80);
+#define T(i, field) TENSOR(120, i, field)
+T(0, x); T(1, r); T(2, i); T(3, a_log); T(4, gate); T(5, r_bias); T(6, i_bias); T(7, initial_state); T(8, index);
+T(9, segment); T(10, count); T(11, y); T(12, final_state); T(13, d_y); T(14, d_final_state); T(15, d_x); T(16, d_r);
+T(17, d_i); T(18, d_a_log); T(19, d_gate); T(20, d_r_bias); T(21, d_i_bias); T(22, d_initial_state);
+#undef T
+#undef STRUCT
+
+#define STRUCT nvsubq_ssd_scan_args
+PIN(sizeof(STRUCT), 1360);
+SCALAR(0, batch); SCALAR(1, length); SCALAR(2, width); SCALAR(3, heads); SCALAR(4, head_width); SCALAR(5, states);
+SCALAR(6, groups); SCALAR(7, blocks); SCALAR(8, flags); SCALAR(9, lowest); SCALAR(10, highest); SCALAR(11, device);
+SCALAR(12, threads); SCALAR(13, level);
+MEMORY(120);
+#define T(i, field) TENSOR(160, i, field)
+T(0, x); T(1, dt); T(2, A); T(3, B); T(4, C); T(5, D); T(6, z); T(7, dt_bias); T(8, initial_state); T(9, index);
+T(10, segment); T(11, count); T(12, y); T(13, final_state); T(14, d_y); T(15, d_final_state); T(16, d_x); T(17, d_dt);
+T(18, d_A); T(19, d_B); T(20, d_C); T(21, d_D); T(22, d_z); T(23, d_dt_bias); T(24, d_initial_state);
 #undef T
 #undef STRUCT
 

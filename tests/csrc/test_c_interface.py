@@ -1,8 +1,9 @@
-"""The C interface as a C or C++ program sees it: the header in C99, pinned layouts, calls against plain loops."""
+"""The C interface as C and C++ programs see it: a C99 header, pinned layouts, calls against plain loops."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,6 +19,13 @@ compilers = pytest.mark.skipif(
     reason="there is no C or C++ compiler",
 )
 needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
+
+
+def test_every_struct_is_pinned() -> None:
+    """A new struct of the header wants its sizes and offsets in layout.h."""
+    header = (BUILD.parents[2] / "csrc" / "include" / "nvsubq.h").read_text()
+    pinned = re.findall(r"^#define STRUCT (\w+)$", (BUILD.parent / "layout.h").read_text(), flags=re.M)
+    assert pinned == re.findall(r"^typedef struct (\w+) \{$", header, flags=re.M)
 
 
 @compilers
