@@ -12,7 +12,7 @@ struct Backward {
   const Ssd& a;
   Rounds rounds;
   Round round = {};
-  int64_t slot_bytes, shared_elements, part_elements;
+  int64_t bytes, slot_bytes, shared_elements, part_elements;
   T *shared, *parts, *states;
   char* slots;
   WalkSums<T> sums;
@@ -28,7 +28,6 @@ struct Backward {
     Arena head(nullptr), group(nullptr);
     AdjointScratch<T>(head, a);
     GroupScratch<T>(group, a);
-    group.take<T>(a.states * kMaxChunk);
     slot_bytes = head.bytes() > group.bytes() ? head.bytes() : group.bytes();
     shared_elements = Shared<T>::elements(a, rounds.cells, true);
     part_elements = HeadPart<T>::elements(a, rounds.cells);
@@ -38,7 +37,6 @@ struct Backward {
     slots = arena.take<char>(slot_bytes * a.threads);
     bytes = arena.bytes();
   }
-  int64_t bytes;
 
   void run() {
     for_each_round(a, rounds, true, [this](const Round& r) {
@@ -84,7 +82,7 @@ struct Backward {
   void prepare(int64_t task, int64_t slot) {
     const Piece piece(*this, task);
     Arena arena(slots + slot * slot_bytes);
-    T* turned = arena.take<T>(a.states * kMaxChunk);
+    T* turned = GroupScratch<T>(arena, a).block;
     share<T>(a, piece.place.row, piece.place.group, piece.steps, piece.chunks, round.begin, true,
              shared_of(piece.row, piece.place.group), turned);
   }

@@ -6,8 +6,8 @@
 
 #include "../op.h"
 #include "../pool.h"
-#include "product.h"
 #include "rows.h"
+#include "transpose.h"
 
 namespace {
 
@@ -157,7 +157,8 @@ inline void read_row(const Ssd& a, const nvsubq_tensor& from, const Place& place
 }
 // Has the row of a step brought near, for when it will be read. GCC 12 drops calls of a function that only
 // prefetches, so this is none.
-__attribute__((always_inline)) inline void fetch_row(const Ssd& a, const nvsubq_tensor& from, const Place& place, const Steps& steps, int64_t step) {
+__attribute__((always_inline)) inline void fetch_row(const Ssd& a, const nvsubq_tensor& from, const Place& place,
+                                                     const Steps& steps, int64_t step) {
   if (step < 0 || step >= steps.count) return;
   const int64_t bytes = item_size(from), offset = at(from, place.row, steps.cell(step), place.head);
   const char* row = static_cast<const char*>(from.data) + offset * bytes;
