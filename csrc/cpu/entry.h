@@ -14,9 +14,9 @@ int level_of(int64_t asked);
 
 inline bool present(const nvsubq_tensor& t) { return t.flags & NVSUBQ_PRESENT; }
 
-// The fields that every struct has.
+// The fields that every struct has, an op's or a step's.
 template <class Args>
-int check_head(const Args* a) {
+int check_common(const Args* a) {
   if (!a) return fail(NVSUBQ_INVALID, "args is null");
   if (a->abi != NVSUBQ_ABI)
     return fail(NVSUBQ_UNSUPPORTED, "the caller speaks version %u of the interface, this library %u", a->abi, NVSUBQ_ABI);
@@ -24,7 +24,15 @@ int check_head(const Args* a) {
     return fail(NVSUBQ_UNSUPPORTED, "the struct has %u bytes, this library knows %zu", a->size, sizeof(Args));
   if (a->threads < 1 || a->threads > 4096) return fail(NVSUBQ_INVALID, "threads (=%lld)", (long long)a->threads);
   if (!level_of(a->level)) return fail(NVSUBQ_UNSUPPORTED, "this machine lacks level %lld", (long long)a->level);
-  if (a->batch < 0 || a->length < 0 || a->width < 0) return fail(NVSUBQ_INVALID, "a size is negative");
+  if (a->batch < 0 || a->width < 0) return fail(NVSUBQ_INVALID, "a size is negative");
+  return NVSUBQ_OK;
+}
+
+// The fields that every op's struct has.
+template <class Args>
+int check_head(const Args* a) {
+  if (const int status = check_common(a)) return status;
+  if (a->length < 0) return fail(NVSUBQ_INVALID, "a size is negative");
   if (a->blocks < 1 || a->width % a->blocks)
     return fail(NVSUBQ_INVALID, "blocks (=%lld) must divide width (=%lld)", (long long)a->blocks, (long long)a->width);
   return NVSUBQ_OK;

@@ -18,6 +18,13 @@ struct Op {
   void (*backward)(const Args&);
 };
 
+// A function without a backward: the step of a whole core.
+template <class Args>
+struct Step {
+  int64_t (*workspace)(const Args&);
+  void (*run)(const Args&);
+};
+
 template <class Args>
 inline int64_t nothing_saved(const Args&) {
   return 0;
@@ -30,12 +37,14 @@ inline int64_t nothing_saved(const Args&) {
 // The name of an op's table at the level that is being compiled: `avx2_conv1d`.
 #define NVSUBQ_KERNELS(op) NVSUBQ_JOIN(NVSUBQ_LEVEL, op)
 
-#define NVSUBQ_DECLARE(op, Args)        \
-  namespace nvsubq {                    \
-  extern const Op<Args> baseline_##op;  \
-  extern const Op<Args> avx2_##op;      \
-  extern const Op<Args> avx512_##op;    \
+#define NVSUBQ_DECLARE_TABLES(op, Table) \
+  namespace nvsubq {                     \
+  extern const Table baseline_##op;      \
+  extern const Table avx2_##op;          \
+  extern const Table avx512_##op;        \
   }
+#define NVSUBQ_DECLARE(op, Args) NVSUBQ_DECLARE_TABLES(op, Op<Args>)
+#define NVSUBQ_DECLARE_STEP(step, Args) NVSUBQ_DECLARE_TABLES(step, Step<Args>)
 
 // The tables of the levels that this library was built with.
 #if defined(NVSUBQ_AVX2)

@@ -29,6 +29,10 @@ enum nvsubq_flag {
   NVSUBQ_DOUBLE = 1,
   NVSUBQ_SOFTPLUS = 2,
   NVSUBQ_SILU = 4,
+  NVSUBQ_GELU_TANH = 8, /* of rglru_scan */
+  NVSUBQ_UNSCALED_FIRST = 16,
+  NVSUBQ_FIXED_A = 32,  /* of linear_scan: a is [D] */
+  NVSUBQ_SHARED_DT = 64, /* dt is [B, L] */
   NVSUBQ_FIXED_B = 256, /* of selective_scan: B, C, decay_gate are [D, N] for every row and cell */
   NVSUBQ_FIXED_C = 512,
   NVSUBQ_FIXED_GATE = 1024
@@ -40,6 +44,8 @@ enum nvsubq_discretization {
   NVSUBQ_DIRAC = 3,
   NVSUBQ_NO_DISCRETIZATION = 4
 };
+/* The factor of linear_scan's input. */
+enum nvsubq_input_scale { NVSUBQ_SCALE_NONE = 0, NVSUBQ_SCALE_ZOH = 1, NVSUBQ_SCALE_BILINEAR = 2, NVSUBQ_SCALE_SQRT = 3 };
 /* Instruction sets of the CPU library; 0 is the best that the machine has and NVSUBQ_CPU_ISA allows. */
 enum nvsubq_level { NVSUBQ_LEVEL_BASELINE = 1, NVSUBQ_LEVEL_AVX2 = 2, NVSUBQ_LEVEL_AVX512 = 3 };
 
@@ -129,6 +135,155 @@ typedef struct nvsubq_ssd_scan_args {
   nvsubq_tensor d_x, d_dt, d_A, d_B, d_C, d_D, d_z, d_dt_bias, d_initial_state;
 } nvsubq_ssd_scan_args;
 
+/* h_k = a_k h_{k-1} + g_k b_k, complex where a or b is; with dt, a_k and g_k are made from a rate a and dt_k. */
+typedef struct nvsubq_linear_scan_args {
+  uint32_t size, abi;
+  int64_t batch, length, width, blocks;
+  int64_t discretization;                 /* ZOH or BILINEAR, with dt */
+  int64_t input_scale;
+  int64_t flags, device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor a;                        /* [B, L, D], or [D] */
+  nvsubq_tensor b;                        /* [B, L, D] */
+  nvsubq_tensor dt;                       /* [B, L, D], or [B, L]; real */
+  nvsubq_tensor initial_state;            /* [B, D], of any stride */
+  nvsubq_tensor index, segment, count;
+  nvsubq_tensor y, final_state;           /* complex where a or b is */
+  nvsubq_tensor d_y, d_final_state;       /* either may be absent, and so may each gradient */
+  nvsubq_tensor d_a, d_b, d_dt, d_initial_state;
+} nvsubq_linear_scan_args;
+
+/* s_k = a_k s_{k-1} + (1 - a_k^2)^(1/2) sigmoid(i_k + i_bias) x_k, log a_k = c sigmoid(r_k + r_bias) log sigmoid(a_log);
+ * y_k = s_k, or GELU(gate_k) s_k. With NVSUBQ_UNSCALED_FIRST an input before which nothing came is not scaled. */
+typedef struct nvsubq_rglru_scan_args {
+  uint32_t size, abi;
+  int64_t batch, length, width, blocks;
+  int64_t c_bits;                         /* those of c, a double */
+  int64_t flags, device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor x, r, i;                  /* [B, L, D] */
+  nvsubq_tensor a_log;                    /* [D] */
+  nvsubq_tensor gate;                     /* [B, L, D] */
+  nvsubq_tensor r_bias, i_bias;           /* [D] */
+  nvsubq_tensor initial_state;            /* [B, D], of any stride */
+  nvsubq_tensor index, segment, count;
+  nvsubq_tensor y, final_state;
+  nvsubq_tensor d_y, d_final_state;       /* either may be absent, and so may each gradient */
+  nvsubq_tensor d_x, d_r, d_i, d_a_log, d_gate, d_r_bias, d_i_bias, d_initial_state;
+} nvsubq_rglru_scan_args;
+
+/* Steps of whole cores: one token of B rows. Without in_weight, x is what the projection in gives; without
+ * out_weight, y is what the projection out takes. States are changed in place; they and the weights are dense,
+ * activations are strided by rows. Complex tensors are (re, im) pairs, flagged NVSUBQ_COMPLEX, and their strides
+ * count pairs. `saved` is not used. */
+
+/* (v, z) = in(x); u = SiLU(conv(v)); (d, B, C) = x_proj u; delta = softplus(dt_weight d + dt_bias); A = -exp(A_log);
+ * s = a s + f B u, y = out((C s + D u) SiLU(z)). With timesteps the decay uses timestep softplus(dt_bias). */
+typedef struct nvsubq_mamba_step_args {
+  uint32_t size, abi;
+  int64_t batch, model, width, states, rank, taps;
+  int64_t flags, discretization, device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor x;                        /* [B, M], or [B, 2D] */
+  nvsubq_tensor in_weight, in_bias;       /* [2D, M], [2D] */
+  nvsubq_tensor conv_state;               /* [B, D, K], newest last */
+  nvsubq_tensor conv_weight, conv_bias;   /* [D, K], [D] */
+  nvsubq_tensor x_proj;                   /* [R + 2N, D] */
+  nvsubq_tensor dt_weight, dt_bias;       /* [D, R], [D] */
+  nvsubq_tensor A_log, D;                 /* [D, N], [D] */
+  nvsubq_tensor timesteps;                /* [B] */
+  nvsubq_tensor state;                    /* [B, D, N] */
+  nvsubq_tensor out_weight, out_bias;     /* [M, D], [M] */
+  nvsubq_tensor y;                        /* [B, M], or [B, D] */
+} nvsubq_mamba_step_args;
+
+/* (z0, x0, z, xBC, d) = in(x); (u, B, C) = SiLU(conv(xBC)); delta = clamp(softplus(d + dt_bias)); A = -exp(A_log);
+ * s = exp(delta A) s + delta u B, v = C s + D u; y = out(SiLU(z0) x0, norm(v SiLU(z))). `width` is the recurrence's
+ * D = H P, `mlp` the width of z0 and x0; without norm_weight there is no norm. */
+typedef struct nvsubq_mamba2_step_args {
+  uint32_t size, abi;
+  int64_t batch, model, width, states, heads, groups, taps, mlp;
+  int64_t flags, norm_before_gate, channel_skip;
+  int64_t dt_low, dt_high, norm_eps;      /* the bits of doubles */
+  int64_t device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor x;                        /* [B, M], or [B, 2 mlp + 2D + 2GN + H] */
+  nvsubq_tensor in_weight, in_bias;       /* [2 mlp + 2D + 2GN + H, M], and its rows */
+  nvsubq_tensor conv_state;               /* [B, D + 2GN, K], newest last */
+  nvsubq_tensor conv_weight, conv_bias;   /* [D + 2GN, K], [D + 2GN] */
+  nvsubq_tensor dt_bias, A_log;           /* [H] */
+  nvsubq_tensor D;                        /* [H], or [D] with channel_skip */
+  nvsubq_tensor norm_weight;              /* [D] */
+  nvsubq_tensor state;                    /* [B, H, P, N] */
+  nvsubq_tensor out_weight, out_bias;     /* [M, mlp + D], [M] */
+  nvsubq_tensor y;                        /* [B, M], or [B, mlp + D] */
+} nvsubq_mamba2_step_args;
+
+/* u = conv(in(x)), g = gate(x); r = sigmoid(r_weight u + r_bias); i = sigmoid(i_weight u + i_bias);
+ * log a = c r log sigmoid(a_log); s = a s + sqrt(1 - a^2) i u, y = out(s GELU(g)). */
+typedef struct nvsubq_rglru_step_args {
+  uint32_t size, abi;
+  int64_t batch, model, width, taps;
+  int64_t flags;
+  int64_t c;                              /* the bits of a double */
+  int64_t device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor x, gate;                  /* [B, M] and absent, or [B, D] both */
+  nvsubq_tensor in_weight, in_bias;       /* [D, M], [D] */
+  nvsubq_tensor gate_weight, gate_bias;   /* the same */
+  nvsubq_tensor conv_state;               /* [B, D, K], newest last */
+  nvsubq_tensor conv_weight, conv_bias;   /* [D, K], [D] */
+  nvsubq_tensor r_weight, r_bias;         /* [D, D], [D] */
+  nvsubq_tensor i_weight, i_bias;         /* [D, D], [D] */
+  nvsubq_tensor a_log;                    /* [D] */
+  nvsubq_tensor state;                    /* [B, D] */
+  nvsubq_tensor out_weight, out_bias;     /* [M, D], [M] */
+  nvsubq_tensor y;                        /* [B, M], or [B, D] */
+} nvsubq_rglru_step_args;
+
+/* dt = exp(log_dt) step_rescale; s = a(dt A) s + f(dt, A) B u, y = kappa Re(C s) + D u. With timesteps the decay
+ * is that of timestep dt. */
+typedef struct nvsubq_s5_step_args {
+  uint32_t size, abi;
+  int64_t batch, width, states;
+  int64_t flags, discretization;
+  int64_t step_rescale, kappa;            /* the bits of doubles */
+  int64_t device, threads, level;
+  void* workspace;
+  int64_t workspace_bytes;
+  void* stream;
+  void* saved;
+  int64_t saved_bytes;
+  nvsubq_tensor u;                        /* [B, C] */
+  nvsubq_tensor A;                        /* [N, 2] */
+  nvsubq_tensor B;                        /* [N, C, 2] */
+  nvsubq_tensor C;                        /* [C, N, 2] */
+  nvsubq_tensor D, log_dt;                /* [C], [N] */
+  nvsubq_tensor timesteps;                /* [B] */
+  nvsubq_tensor state;                    /* [B, N], complex */
+  nvsubq_tensor y;                        /* [B, C] */
+} nvsubq_s5_step_args;
+
 NVSUBQ_API uint32_t nvsubq_abi(void);
 NVSUBQ_API const char* nvsubq_build_info(void);
 /* The message of the last status other than NVSUBQ_OK on this thread. */
@@ -146,7 +301,19 @@ NVSUBQ_API const char* nvsubq_level_name(int64_t level);
 
 NVSUBQ_OP(selective_scan, nvsubq_selective_scan_args)
 NVSUBQ_OP(conv1d, nvsubq_conv1d_args)
+NVSUBQ_OP(linear_scan, nvsubq_linear_scan_args)
+NVSUBQ_OP(rglru_scan, nvsubq_rglru_scan_args)
 NVSUBQ_OP(ssd_scan, nvsubq_ssd_scan_args)
+
+/* Of each core's step: bytes of workspace (-1: bad arguments), and the step. */
+#define NVSUBQ_STEP(step, Args)                                     \
+  NVSUBQ_API int64_t nvsubq_##step##_workspace(const Args* args); \
+  NVSUBQ_API int nvsubq_##step(const Args* args);
+
+NVSUBQ_STEP(mamba_step, nvsubq_mamba_step_args)
+NVSUBQ_STEP(mamba2_step, nvsubq_mamba2_step_args)
+NVSUBQ_STEP(rglru_step, nvsubq_rglru_step_args)
+NVSUBQ_STEP(s5_step, nvsubq_s5_step_args)
 
 #ifdef __cplusplus
 }

@@ -23,6 +23,7 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
+from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.ops import (
     causal_conv1d,
     causal_conv1d_update,
@@ -30,6 +31,7 @@ from nvsubq.ops import (
     selective_scan,
     selective_state_update,
 )
+from nvsubq.ops.steps import mamba_step
 
 
 class Mamba(LTV_LRNN):
@@ -223,21 +225,61 @@ class Mamba(LTV_LRNN):
             return y, inference_cache
         check_cache(inference_cache, x.shape[0])
         own_states(inference_cache)
+        if integration_timesteps is not None:
+            integration_timesteps = integration_timesteps[:, 0].to(state_dtype(self.A_log.dtype))
+        out: Any = self._fused_step(x, inference_cache, integration_timesteps)
+        if out is None:
+            out = self._composed_step(x, inference_cache, integration_timesteps)
+        inference_cache["seqlen_offset"] += 1
+        return out, inference_cache
+
+    def _fused_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
+        """The step in one call, or None where the parts or the moment do not allow it."""
+        if torch.compiler.is_compiling():
+            return None
+        linears = linears_of(self, "in_proj", "x_proj", "dt_proj", "out_proj")
+        conv, own = weights_of(self.conv1d, nn.Conv1d), own_of(self, "A_log", "D")
+        if linears is None or conv is None or own is None:
+            return None
+        first, low, dt, last = linears
+        if low["bias"] is not None or dt["bias"] is None:
+            return None
+        return mamba_step(
+            x,
+            cache["conv_state"],
+            cache["lrnn_state"],
+            in_weight=first["weight"],
+            in_bias=first["bias"],
+            conv_weight=conv["weight"],
+            conv_bias=conv["bias"],
+            x_proj=low["weight"],
+            dt_weight=dt["weight"],
+            dt_bias=dt["bias"],
+            A_log=own["A_log"],
+            D=own["D"],
+            out_weight=last["weight"],
+            out_bias=last["bias"],
+            timesteps=timesteps,
+            discretization=self.discretization,  # type: ignore[arg-type]
+            backend=self.backend,
+        )
+
+    def _composed_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor:
         u, z = self.in_proj(x[:, 0]).chunk(2, dim=-1)
         u = causal_conv1d_update(
-            inference_cache["conv_state"],
+            cache["conv_state"],
             u,
             self.conv1d.weight[:, 0],
             self.conv1d.bias,
             activation="silu",
             backend=self.backend,
         )
-        options = self._scan_options(None if integration_timesteps is None else integration_timesteps[:, 0])
+        options = self._scan_options(timesteps)
         y = selective_state_update(
-            inference_cache["lrnn_state"], *self._scan_inputs(u), z, **options, backend=self.backend
+            cache["lrnn_state"], *self._scan_inputs(u), z, **options, backend=self.backend
         )
-        inference_cache["seqlen_offset"] += 1
-        return self.out_proj(y)[:, None], inference_cache
+        out: Tensor = self.out_proj(y)[:, None]
+        return out
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None

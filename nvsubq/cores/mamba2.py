@@ -23,8 +23,10 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
+from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.cores.norm import GroupRMSNorm
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, ssd_scan, ssd_state_update
+from nvsubq.ops.steps import mamba2_step
 
 
 class Mamba2(LTV_LRNN):
@@ -206,7 +208,7 @@ class Mamba2(LTV_LRNN):
             options |= {"initial_state": inference_cache["lrnn_state"], "return_final_state": True}
             y, state = ssd_scan(*self._scan_inputs(u, dt), **options)
             write_cache(inference_cache, hidden_states.shape[1], conv_state=conv_state, lrnn_state=state)
-        out = self._project(z0, x0, z, y)
+        out = self.out_proj(self._join(z0, x0, z, y))
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
 
     def step(
@@ -234,9 +236,47 @@ class Mamba2(LTV_LRNN):
             return self.forward(hidden_states, inference_cache=inference_cache), inference_cache
         check_cache(inference_cache, hidden_states.shape[0])
         own_states(inference_cache)
-        z0, x0, z, xBC, dt = self.in_proj(hidden_states[:, 0]).split(self._rows, dim=-1)
+        y: Any = self._fused_step(hidden_states, inference_cache)
+        if y is None:
+            y = self._composed_step(hidden_states, inference_cache)
+        inference_cache["seqlen_offset"] += 1
+        return y, inference_cache
+
+    def _fused_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor | None:
+        """The step in one call, or None where the parts or the moment do not allow it."""
+        if torch.compiler.is_compiling():
+            return None
+        linears, own = linears_of(self, "in_proj", "out_proj"), own_of(self, "dt_bias", "A_log", "D")
+        conv, norm = weights_of(self.conv1d, nn.Conv1d), weights_of(self.norm, GroupRMSNorm)
+        if linears is None or own is None or conv is None or (norm is None) != (self.norm is None):
+            return None
+        first, last = linears
+        return mamba2_step(
+            x,
+            cache["conv_state"],
+            cache["lrnn_state"],
+            in_weight=first["weight"],
+            in_bias=first["bias"],
+            conv_weight=conv["weight"],
+            conv_bias=conv["bias"],
+            dt_bias=own["dt_bias"],
+            A_log=own["A_log"],
+            D=own["D"],
+            norm_weight=None if norm is None else norm["weight"],
+            out_weight=last["weight"],
+            out_bias=last["bias"],
+            norm_eps=1.0 if self.norm is None else self.norm.eps,
+            norm_before_gate=self.norm_before_gate,
+            groups=self.ngroups,
+            channel_skip=self.D_has_hdim,
+            dt_limit=self.dt_limit,
+            backend=self.backend,
+        )
+
+    def _composed_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor:
+        z0, x0, z, xBC, dt = self.in_proj(x[:, 0]).split(self._rows, dim=-1)
         xBC = causal_conv1d_update(
-            inference_cache["conv_state"],
+            cache["conv_state"],
             xBC,
             self.conv1d.weight[:, 0],
             self.conv1d.bias,
@@ -244,13 +284,13 @@ class Mamba2(LTV_LRNN):
             backend=self.backend,
         )
         y = ssd_state_update(
-            inference_cache["lrnn_state"],
+            cache["lrnn_state"],
             *self._scan_inputs(xBC, dt),
             **self._scan_options(z),
             backend=self.backend,
         )
-        inference_cache["seqlen_offset"] += 1
-        return self._project(z0, x0, z, y)[:, None], inference_cache
+        out: Tensor = self.out_proj(self._join(z0, x0, z, y))[:, None]
+        return out
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None
@@ -298,8 +338,8 @@ class Mamba2(LTV_LRNN):
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.nheads, self.headdim))
 
-    def _project(self, z0: Tensor, x0: Tensor, z: Tensor, y: Tensor) -> Tensor:
-        """Normalise the scan's output `[..., H, P]`, join the MLP's, and project to `[..., C]`."""
+    def _join(self, z0: Tensor, x0: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        """Normalise the scan's output `[..., H, P]`, and put the MLP's before it: `[..., E]`."""
         y = y.flatten(-2)
         if self.norm is not None:
             y = self.norm(y)
@@ -307,8 +347,7 @@ class Mamba2(LTV_LRNN):
             y = y * F.silu(z)
         if self.d_ssm < self.d_inner:
             y = torch.cat([F.silu(z0) * x0, y], dim=-1)
-        out: Tensor = self.out_proj(y)
-        return out
+        return y
 
     def extra_repr(self) -> str:
         return (

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nvsubq.ops import dispatch
 from nvsubq.ops.arguments import Arguments, one_of
 from nvsubq.ops.call import Op, Output
+from nvsubq.ops.update import Update
 from nvsubq.ops.walks import check_walk
 
 ACTIVATIONS = (None, "silu")
@@ -66,7 +65,6 @@ def causal_conv1d(
     )  # fmt: skip
 
 
-@torch.no_grad()
 def causal_conv1d_update(
     state: Tensor,
     x: Tensor,
@@ -100,14 +98,7 @@ def causal_conv1d_update(
         >>> y.item(), state.flatten().tolist()
         (23.0, [2.0, 3.0])
     """
-    check = Arguments(step=True)
-    reach = _check(check, x, weight, bias, activation, dilation)
-    check.required(state=state)
-    check.tensor("state", state, "B D W")
-    _check_width("state", state, reach)
-    return dispatch.resolve("causal_conv1d_update", backend, x.device).causal_conv1d_update(
-        state, x, weight, bias, activation=activation, dilation=dilation
-    )
+    return CAUSAL_CONV1D_UPDATE.advance((state, x, weight, bias), (activation, dilation), backend)
 
 
 def _check(check: Arguments, x, weight, bias, activation: str | None, dilation: int) -> int:
@@ -153,4 +144,17 @@ CAUSAL_CONV1D = Op(
     options={"activation": "str?", "dilation": "int"},
     check=_check_call,
     outputs=_outputs,
+)
+
+
+def _check_update(given: Mapping[str, Any]) -> None:
+    check = Arguments(step=True)
+    reach = _check(check, given["x"], given["weight"], given["bias"], given["activation"], given["dilation"])
+    check.required(state=given["state"])
+    check.tensor("state", given["state"], "B D W")
+    _check_width("state", given["state"], reach)
+
+
+CAUSAL_CONV1D_UPDATE = Update(
+    CAUSAL_CONV1D, "causal_conv1d_update", ("activation", "dilation"), _check_update, over_cells={"x": (2,)}
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -178,6 +178,30 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def _asked(backend: str | None) -> tuple[str, str]:
+    """The name of the backend that is asked for, `auto` for one, and what said it."""
+    name, said_by = backend, "`backend`"
+    if name is None:
+        name, said_by = _forced.get(), "the backend of `use_backend`"
+    if name is None:
+        name, said_by = os.environ.get(_ENVIRONMENT) or "auto", f"`{_ENVIRONMENT}`"
+    return _check_name(name, said_by), said_by
+
+
+def fused_step(name: str, backend: str | None) -> Callable[..., Any] | None:
+    """The one-call form of a core's step, where the backend that is asked for has it; else ops are composed.
+
+    Args:
+        name: of the step, `mamba_step` for one.
+        backend: as in `resolve`.
+    """
+    asked = backend or _forced.get() or os.environ.get(_ENVIRONMENT) or "auto"
+    if asked != "auto":
+        asked, _ = _asked(backend)
+    module, _ = _load("native" if asked == "auto" else asked)
+    return getattr(module, name, None)
+
+
 def resolve(
     op: str, backend: str | None, device: torch.device, arguments: Mapping[str, Any] | None = None
 ) -> ModuleType:
@@ -195,13 +219,8 @@ def resolve(
         ValueError: an unknown name.
         RuntimeError: the named backend cannot serve the call, or `auto` finds none that can.
     """
-    said_by = "`backend`"
-    name = backend
-    if name is None:
-        name, said_by = _forced.get(), "the backend of `use_backend`"
-    if name is None:
-        name, said_by = os.environ.get(_ENVIRONMENT) or "auto", f"`{_ENVIRONMENT}`"
-    if _check_name(name, said_by) == "auto":
+    name, said_by = _asked(backend)
+    if name == "auto":
         return _first_active(op, device, arguments)
     module = _check_active(name, said_by)
     if not hasattr(module, op):

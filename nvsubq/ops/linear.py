@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nvsubq.ops import dispatch
 from nvsubq.ops.arguments import COMPLEX, REAL, Arguments, one_of
 from nvsubq.ops.call import Op, Output
 from nvsubq.ops.numerics import accumulation_dtype, complex_of
+from nvsubq.ops.update import Update
 from nvsubq.ops.walks import check_walk
 
 DISCRETIZATIONS = ("zoh", "bilinear")
@@ -76,7 +75,6 @@ def linear_scan(
     )  # fmt: skip
 
 
-@torch.no_grad()
 def linear_state_update(
     state: Tensor,
     a: Tensor,
@@ -109,12 +107,7 @@ def linear_state_update(
         >>> linear_state_update(state, torch.tensor([0.5]), torch.ones(1, 1)).item(), state.item()
         (1.5, 1.5)
     """
-    check = Arguments(step=True)
-    _check(check, a, b, dt, discretization, input_scale)
-    check.required_state(state, "B D", is_complex=a.is_complex() or b.is_complex())
-    return dispatch.resolve("linear_state_update", backend, b.device).linear_state_update(
-        state, a, b, dt=dt, discretization=discretization, input_scale=input_scale
-    )
+    return LINEAR_STATE_UPDATE.advance((state, a, b, dt), (discretization, input_scale), backend)
 
 
 def _check(
@@ -162,4 +155,20 @@ LINEAR_SCAN = Op(
     options={"discretization": "str", "input_scale": "str"},
     check=_check_call,
     outputs=_outputs,
+)
+
+
+def _check_update(given: Mapping[str, Any]) -> None:
+    check = Arguments(step=True)
+    a, b = given["a"], given["b"]
+    _check(check, a, b, given["dt"], given["discretization"], given["input_scale"])
+    check.required_state(given["state"], "B D", is_complex=a.is_complex() or b.is_complex())
+
+
+LINEAR_STATE_UPDATE = Update(
+    LINEAR_SCAN,
+    "linear_state_update",
+    ("discretization", "input_scale"),
+    _check_update,
+    over_cells={"a": (2,), "b": (2,), "dt": (1, 2)},
 )

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nvsubq.ops import dispatch
 from nvsubq.ops.arguments import Arguments, one_of
 from nvsubq.ops.call import Op, Output
 from nvsubq.ops.numerics import accumulation_dtype
+from nvsubq.ops.update import Update
 from nvsubq.ops.walks import check_walk
 
 GELUS = ("erf", "tanh")
@@ -83,7 +82,6 @@ def rglru_scan(
     )  # fmt: skip
 
 
-@torch.no_grad()
 def rglru_state_update(
     state: Tensor,
     x: Tensor,
@@ -127,12 +125,8 @@ def rglru_state_update(
         >>> rglru_state_update(state, one, 50 * one, 50 * one, torch.tensor([-50.0])).item(), state.item()
         (1.0, 1.0)
     """
-    check = Arguments(step=True)
-    _check(check, x, r, i, a_log, gate, r_bias, i_bias, c, gelu)
-    check.required_state(state, "B D")
-    return dispatch.resolve("rglru_state_update", backend, x.device).rglru_state_update(
-        state, x, r, i, a_log, gate, r_bias=r_bias, i_bias=i_bias, c=c, gelu=gelu
-    )
+    tensors = (state, x, r, i, a_log, gate, r_bias, i_bias)
+    return RGLRU_STATE_UPDATE.advance(tensors, (c, gelu), backend)
 
 
 def _check(check: Arguments, x, r, i, a_log, gate, r_bias, i_bias, c: float, gelu: str) -> None:
@@ -169,4 +163,20 @@ RGLRU_SCAN = Op(
     options={"c": "float", "normalize_first": "bool", "gelu": "str"},
     check=_check_call,
     outputs=_outputs,
+)
+
+
+def _check_update(given: Mapping[str, Any]) -> None:
+    check = Arguments(step=True)
+    _check(check, *(given[name] for name in (*_TENSORS[:-1], "c", "gelu")))
+    check.required_state(given["state"], "B D")
+
+
+RGLRU_STATE_UPDATE = Update(
+    RGLRU_SCAN,
+    "rglru_state_update",
+    ("c", "gelu"),
+    _check_update,
+    over_cells=dict.fromkeys(("x", "r", "i", "gate"), (2,)),
+    fixed={"normalize_first": True},
 )

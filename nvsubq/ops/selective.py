@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nvsubq.ops import dispatch
 from nvsubq.ops.arguments import COMPLEX, REAL, Arguments, dtype_name, one_of
 from nvsubq.ops.call import Op, Output
 from nvsubq.ops.numerics import accumulation_dtype, complex_of
+from nvsubq.ops.update import Update
 from nvsubq.ops.walks import check_walk
 
 DISCRETIZATIONS = ("mamba", "zoh", "bilinear", "dirac", "async", "no_discretization")
@@ -94,7 +93,6 @@ def selective_scan(
     )  # fmt: skip
 
 
-@torch.no_grad()
 def selective_state_update(
     state: Tensor,
     u: Tensor,
@@ -144,25 +142,8 @@ def selective_state_update(
         >>> selective_state_update(state, one, 0.5 * one, 0 * one, one, one).item(), state.item()
         (0.5, 0.5)
     """
-    check = Arguments(step=True)
-    _check(check, u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, decay_gate, discretization)
-    check.required_state(state, "B D N", is_complex=A.is_complex())
-    return dispatch.resolve("selective_state_update", backend, u.device).selective_state_update(
-        state,
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias=delta_bias,
-        delta_softplus=delta_softplus,
-        delta_a=delta_a,
-        timesteps=timesteps,
-        decay_gate=decay_gate,
-        discretization=discretization,
-    )
+    tensors = (state, u, delta, A, B, C, D, z, delta_bias, delta_a, timesteps, decay_gate)
+    return SELECTIVE_STATE_UPDATE.advance(tensors, (delta_softplus, discretization), backend)
 
 
 def _check(
@@ -243,4 +224,23 @@ SELECTIVE_SCAN = Op(
     options={"delta_softplus": "bool", "discretization": "str"},
     check=_check_call,
     outputs=_outputs,
+)
+
+
+def _check_update(given: Mapping[str, Any]) -> None:
+    check = Arguments(step=True)
+    _check(check, *(given[name] for name in (*_TENSORS[:-1], "discretization")))
+    check.required_state(given["state"], "B D N", is_complex=given["A"].is_complex())
+
+
+SELECTIVE_STATE_UPDATE = Update(
+    SELECTIVE_SCAN,
+    "selective_state_update",
+    ("delta_softplus", "discretization"),
+    _check_update,
+    over_cells={
+        **dict.fromkeys(("u", "delta", "z", "delta_a"), (2,)),
+        **dict.fromkeys(("B", "C", "decay_gate"), (2, 3)),
+        "timesteps": (1,),
+    },
 )

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nvsubq.ops import dispatch
 from nvsubq.ops.arguments import Arguments
 from nvsubq.ops.call import Op, Output
 from nvsubq.ops.numerics import accumulation_dtype
+from nvsubq.ops.update import Update
 from nvsubq.ops.walks import check_walk
 
 
@@ -80,7 +79,6 @@ def ssd_scan(
     )  # fmt: skip
 
 
-@torch.no_grad()
 def ssd_state_update(
     state: Tensor,
     x: Tensor,
@@ -123,12 +121,7 @@ def ssd_state_update(
         >>> ssd_state_update(state, one, 0.5 * one[0], torch.zeros(1), one, one).item(), state.item()
         (0.5, 0.5)
     """
-    check = Arguments(step=True)
-    _check(check, x, dt, A, B, C, D, z, dt_bias, dt_limit)
-    check.required_state(state, "B H P N")
-    return dispatch.resolve("ssd_state_update", backend, x.device).ssd_state_update(
-        state, x, dt, A, B, C, D, z, dt_bias=dt_bias, dt_softplus=dt_softplus, dt_limit=dt_limit
-    )
+    return SSD_STATE_UPDATE.advance((state, x, dt, A, B, C, D, z, dt_bias), (dt_softplus, dt_limit), backend)
 
 
 def _check(check: Arguments, x, dt, A, B, C, D, z, dt_bias, dt_limit: tuple[float, float]) -> None:
@@ -173,4 +166,20 @@ SSD_SCAN = Op(
     options={"dt_softplus": "bool", "dt_limit": "float[]", "chunk_size": "int?"},
     check=_check_call,
     outputs=_outputs,
+)
+
+
+def _check_update(given: Mapping[str, Any]) -> None:
+    check = Arguments(step=True)
+    _check(check, *(given[name] for name in (*_TENSORS[:-1], "dt_limit")))
+    check.required_state(given["state"], "B H P N")
+
+
+SSD_STATE_UPDATE = Update(
+    SSD_SCAN,
+    "ssd_state_update",
+    ("dt_softplus", "dt_limit"),
+    _check_update,
+    over_cells={"x": (3,), "dt": (2,), "B": (3,), "C": (3,), "z": (3,)},
+    fixed={"chunk_size": None},
 )

@@ -53,6 +53,29 @@ T(8, final_state); T(9, d_y); T(10, d_final_state); T(11, d_x); T(12, d_weight);
 #undef T
 #undef STRUCT
 
+#define STRUCT nvsubq_linear_scan_args
+PIN(sizeof(STRUCT), 848);
+SCALAR(0, batch); SCALAR(1, length); SCALAR(2, width); SCALAR(3, blocks); SCALAR(4, discretization);
+SCALAR(5, input_scale); SCALAR(6, flags); SCALAR(7, device); SCALAR(8, threads); SCALAR(9, level);
+MEMORY(88);
+#define T(i, field) TENSOR(128, i, field)
+T(0, a); T(1, b); T(2, dt); T(3, initial_state); T(4, index); T(5, segment); T(6, count); T(7, y); T(8, final_state);
+T(9, d_y); T(10, d_final_state); T(11, d_a); T(12, d_b); T(13, d_dt); T(14, d_initial_state);
+#undef T
+#undef STRUCT
+
+#define STRUCT nvsubq_rglru_scan_args
+PIN(sizeof(STRUCT), 1224);
+SCALAR(0, batch); SCALAR(1, length); SCALAR(2, width); SCALAR(3, blocks); SCALAR(4, c_bits); SCALAR(5, flags);
+SCALAR(6, device); SCALAR(7, threads); SCALAR(8, level);
+MEMORY(80);
+#define T(i, field) TENSOR(120, i, field)
+T(0, x); T(1, r); T(2, i); T(3, a_log); T(4, gate); T(5, r_bias); T(6, i_bias); T(7, initial_state); T(8, index);
+T(9, segment); T(10, count); T(11, y); T(12, final_state); T(13, d_y); T(14, d_final_state); T(15, d_x); T(16, d_r);
+T(17, d_i); T(18, d_a_log); T(19, d_gate); T(20, d_r_bias); T(21, d_i_bias); T(22, d_initial_state);
+#undef T
+#undef STRUCT
+
 #define STRUCT nvsubq_ssd_scan_args
 PIN(sizeof(STRUCT), 1360);
 SCALAR(0, batch); SCALAR(1, length); SCALAR(2, width); SCALAR(3, heads); SCALAR(4, head_width); SCALAR(5, states);

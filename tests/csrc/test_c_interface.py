@@ -1,4 +1,4 @@
-"""The C interface as a program sees it: the header in C99, pinned layouts, calls against plain loops."""
+"""The C interface as C and C++ programs see it: a C99 header, pinned layouts, calls against plain loops."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from cases import Case, case_of, outcome
 from tolerances import assert_close
 from torch import Tensor
 
-from nvsubq import ops
 from nvsubq.ops import backends, causal_conv1d, selective_scan
 from nvsubq.ops.native import library
 
@@ -29,6 +28,10 @@ LAWS = [
     case_of("selective_scan", "fixed-zoh-complex"),
     case_of("causal_conv1d", "all"),
     case_of("causal_conv1d", WALK),
+    case_of("linear_scan", "complex"),
+    case_of("linear_scan", f"complex-{WALK}"),
+    case_of("rglru_scan", "all"),
+    case_of("rglru_scan", WALK),
 ]
 
 
@@ -310,10 +313,6 @@ def test_auto_takes_native() -> None:
     assert torch.equal(
         selective_scan(**inputs, **options), selective_scan(**inputs, **options, backend="native")
     )
-    with pytest.raises(
-        RuntimeError, match="does not serve `linear_scan`; it has selective_scan, causal_conv1d"
-    ):
-        ops.linear_scan(torch.ones(1, 2, 3), torch.ones(1, 2, 3), backend="native")
 
 
 def test_other_tensors_and_transforms_are_not_served() -> None:

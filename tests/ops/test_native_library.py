@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nvsubq.ops import backends, causal_conv1d, dispatch, native
-from nvsubq.ops.native import call, conv, library, selective, ssd
+from nvsubq.ops.native import call, conv, library, linear, rglru, selective, ssd
 from nvsubq.ops.native.walking import Tables
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +22,8 @@ HEADER = ROOT / "csrc" / "include" / "nvsubq.h"
 STRUCTS = {
     "nvsubq_selective_scan_args": selective.LAYOUT,
     "nvsubq_conv1d_args": conv.LAYOUT,
+    "nvsubq_linear_scan_args": linear.LAYOUT,
+    "nvsubq_rglru_scan_args": rglru.LAYOUT,
     "nvsubq_ssd_scan_args": ssd.LAYOUT,
 }
 needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
@@ -74,6 +76,8 @@ def test_sizes_are_pinned() -> None:
     assert sizes == {
         "nvsubq_selective_scan_args": 1624,
         "nvsubq_conv1d_args": 856,
+        "nvsubq_linear_scan_args": 848,
+        "nvsubq_rglru_scan_args": 1224,
         "nvsubq_ssd_scan_args": 1360,
     }
 

@@ -1,4 +1,4 @@
-"""`selective_scan` on the native backend: its options together, complex numbers, phases and decays at the edges."""
+"""`selective_scan` on the native backend: options together, complex numbers, decays at the edges."""
 
 from __future__ import annotations
 

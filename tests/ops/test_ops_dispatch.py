@@ -23,21 +23,21 @@ def test_backends_are_listed_with_reasons() -> None:
     assert listed["reference"].active
     assert listed["torch"].ops == listed["reference"].ops == dispatch.OPS
     if NATIVE:
-        assert listed["native"].ops == ("selective_scan", "causal_conv1d")
+        assert listed["native"].ops == dispatch.OPS
     for name in ("triton", "mamba_ssm"):
         assert not listed[name].active
         assert listed[name].ops == ()
         assert "not part of this build" in listed[name].reason
 
 
-def test_the_default_is_native_where_it_serves_and_portable_elsewhere(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+FAST = "native" if NATIVE else "portable"
+
+
+@pytest.mark.parametrize("op", dispatch.OPS)
+def test_the_default_is_native_where_it_is_active(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NVSUBQ_BACKEND", raising=False)
-    fast = "nvsubq.ops.native" if NATIVE else "nvsubq.ops.portable"
     for name in (None, "auto"):
-        assert dispatch.resolve("selective_scan", name, CPU).__name__ == fast
-        assert dispatch.resolve("linear_scan", name, CPU).__name__ == "nvsubq.ops.portable"
+        assert dispatch.resolve(op, name, CPU).__name__ == f"nvsubq.ops.{FAST}"
 
 
 def test_a_backend_may_decline_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,10 +69,10 @@ def test_who_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         assert name() == "portable"
         with use_backend("reference"):
             assert name() == "reference"
-            assert name("auto") == "portable"
+            assert name("auto") == FAST
         assert name() == "portable"
         with use_backend("auto"):
-            assert name() == "portable"
+            assert name() == FAST
     assert name() == "reference"
 
 

@@ -60,7 +60,7 @@ struct General {
 
   // Advances a tile's states over a segment and adds Re(C s) to `out`.
   static void advance(int64_t kind, const Tile<T>& x, const Segment& segment, const Coefficients<T, CX>& given,
-                      int tile, Num* state, V* out, Memory& m) {
+                      int tile, Num* state, V* out, const Ahead& ahead, Memory& m) {
     const bool scaled = has_scale(kind);
     for (int64_t n = 0; n < given.B.states; ++n) {
       discretize<false>(kind, x, segment.cells, given.rates[tile * given.B.states + n], m);
@@ -71,6 +71,7 @@ struct General {
       const Along<T, CX> B = given.B.of(tile, n), C = given.C.of(tile, n);
       Num s = state[n];
       for (int t = 0; t < segment.cells; ++t) {
+        if (n == 0) ahead.ask(t);
         if (segment.starts[t]) s = Num{};
         Num in = B[t] * x.w[t];
         if (scaled) in = in * m.scale[t];
@@ -120,6 +121,7 @@ struct General {
     if (g.given.gated) gate = g.given.gate.of(tile, n);
     Num s = g.entering[tile * g.states + n];
     for (int t = 0; t < g.segment.cells; ++t) {
+      if (n == 0) g.ahead[tile].ask(t);
       if (g.segment.starts[t]) s = Num{};
       Num in = B[t] * x.w[t], a = m.decay[t];
       if (scaled) in = in * m.scale[t];

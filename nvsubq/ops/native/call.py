@@ -77,7 +77,7 @@ class NativeCall:
         self.walks = self.reverse is not False or any(arguments[n] is not None for n in ("seq_idx", "order"))
         self.saved_elements, self.dtype = native.saved(arguments)
         self.odd = any(t is not None and (t.is_complex() or readable(t) is not t) for t in tensors)
-        self.packed: dict[tuple[str, str], _Struct] = {}  # by pass and by the tables that a walk has
+        self.packed: dict[tuple[str, str], Struct] = {}  # by pass and by the tables that a walk has
 
     def __call__(
         self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None, final: bool
@@ -119,7 +119,7 @@ class NativeCall:
     def run_forward(
         self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give y, the final state (empty unless `end`) and, if it is to be kept, what `run_backward` needs."""
+        """Give y, the final state (empty unless `end`) and, if kept, what `run_backward` needs."""
         like: Any = tensors[0]
         y = like.new_empty(self.y.shape, dtype=self.y.dtype)
         final = like.new_empty(self.final.shape if end else 0, dtype=self.final.dtype)
@@ -166,7 +166,7 @@ class NativeCall:
 
     def _pack(
         self, which: str, tensors: Tensors, tables: Tables, others: Mapping[str, Tensor | None]
-    ) -> _Struct:
+    ) -> Struct:
         named = dict(zip(self.names, tensors, strict=True)) | dict(others)
         described = self.native.describe(named | self.options)
         fields = {
@@ -177,13 +177,13 @@ class NativeCall:
         scalars = {**described.scalars, "blocks": tables.blocks}
         scalars["flags"] = scalars.get("flags", 0) | flags
         function = f"nvsubq_{self.native.name}_{which.split()[0]}"
-        packed = _Struct(self.native, function, scalars, fields, list(named), described.work)
+        packed = Struct(self.native, function, scalars, fields, list(named), described.work)
         packed.seen = {f"d_{name}": seen for name, seen in described.strides.items()}
         self.packed[which, tables.which] = packed
         return packed
 
 
-class _Struct:
+class Struct:
     """A packed struct, and where its parts lie, counted in words of 8 bytes."""
 
     def __init__(

@@ -29,7 +29,7 @@ DTYPES = {
     torch.int32: 4,
     torch.int64: 5,
 }
-DOUBLE, SOFTPLUS, SILU = 1, 2, 4
+DOUBLE, SOFTPLUS, SILU, GELU_TANH, UNSCALED_FIRST, FIXED_A, SHARED_DT = 1, 2, 4, 8, 16, 32, 64
 PRESENT, COMPLEX = 1, 2
 
 ABSENT = (0, 0, 0, 0, 0, 0, 0)
@@ -39,7 +39,8 @@ _RESULTS = {
     "nvsubq_last_error": ctypes.c_char_p,
     "nvsubq_level_name": ctypes.c_char_p,
 }
-_OPS = ("selective_scan", "conv1d", "ssd_scan")
+_OPS = ("selective_scan", "conv1d", "linear_scan", "rglru_scan", "ssd_scan")
+_STEPS = ("mamba_step", "mamba2_step", "rglru_step", "s5_step")
 
 # 0: the best instruction set that the machine has and NVSUBQ_CPU_ISA allows; else one of LEVELS (for tests).
 forced_level = 0
@@ -75,6 +76,8 @@ def open_file(path: Path) -> tuple[ctypes.CDLL | None, str]:
     for op in _OPS:
         for size in ("workspace", "saved"):
             getattr(library, f"nvsubq_{op}_{size}").restype = ctypes.c_int64
+    for step in _STEPS:
+        getattr(library, f"nvsubq_{step}_workspace").restype = ctypes.c_int64
     library.nvsubq_level_name.argtypes = [ctypes.c_int64]
     return library, ""
 

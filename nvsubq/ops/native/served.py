@@ -33,4 +33,9 @@ def declines(op: str, arguments: Mapping[str, Any]) -> str | None:
             return f"`{name}` has dtype {str(value.dtype).removeprefix('torch.')}"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a transform of `torch.func` is active"
+    if op.endswith("_update"):  # scans are operators of torch, updates are not
+        if torch.compiler.is_compiling():
+            return "`torch.compile` traces it"
+        if torch._C._len_torch_dispatch_stack() > 0:
+            return "a dispatch mode of torch is active"
     return None

@@ -1,0 +1,110 @@
+// One token of the RG-LRU: projections in, convolution, both gates, recurrence and GELU gate, projection out.
+#ifndef NVSUBQ_CPU_RGLRU_STEP_H
+#define NVSUBQ_CPU_RGLRU_STEP_H
+
+#include <math.h>
+
+#include "../step.h"
+
+namespace {
+
+using RGLRUArgs = nvsubq_rglru_step_args;
+
+// log sigmoid(x) = min(x, 0) - log(1 + exp(-|x|)), the last with all its digits.
+template <class T>
+inline Vec<T> log_sigmoid(Vec<T> x) {
+  using V = Vec<T>;
+  const V e = expv<T>(x < T(0) ? x : -x), s = e / (T(2) + e), s2 = s * s;  // log(1 + e) = 2 artanh(s)
+  V sum = splat<T>(T(1) / (2 * Simd<T>::atanh_terms + 1));
+#pragma GCC unroll 32
+  for (int k = Simd<T>::atanh_terms - 1; k >= 0; --k) sum = sum * s2 + T(1) / T(2 * k + 1);
+  return (x < T(0) ? x : V{}) - T(2) * s * sum;
+}
+
+template <class T>
+struct RGLRUStep {
+  using V = Vec<T>;
+  static constexpr int W = Simd<T>::W;
+  const RGLRUArgs& a;
+  T *outer, *x, *gate, *u, *y;  // [B][M], [B][D] each
+  int64_t shared_bytes, slot_bytes;
+
+  struct Scratch {
+    typename ConvStep<T>::Scratch conv;
+    T *r, *i;  // logits [B][kChunk]
+    Scratch(Arena& arena, const RGLRUArgs& a) : conv(arena, a.taps) {
+      r = arena.take<T>(a.batch * kChunk);
+      i = arena.take<T>(a.batch * kChunk);
+    }
+  };
+
+  explicit RGLRUStep(const RGLRUArgs& args) : a(args) {
+    Arena shared(a.workspace), slot(nullptr);
+    outer = shared.take<T>(a.batch * a.model);
+    x = shared.take<T>(a.batch * a.width);
+    gate = shared.take<T>(a.batch * a.width);
+    u = shared.take<T>(a.batch * a.width);
+    y = shared.take<T>(a.batch * a.width);
+    shared_bytes = shared.bytes();
+    Scratch(slot, a);
+    slot_bytes = slot.bytes();
+  }
+
+  int64_t bytes() const { return shared_bytes + slot_bytes * a.threads; }
+  Scratch scratch(int64_t slot) const {
+    Arena arena(static_cast<char*>(a.workspace) + shared_bytes + slot * slot_bytes);
+    return Scratch(arena, a);
+  }
+
+  void run() const {
+    const nvsubq_tensor& gate_in = has(a.gate_weight) ? a.x : a.gate;
+    project_in(a.gate_weight, a.gate_bias, gate_in, a.threads, a.batch, a.model, a.width, outer, gate);
+    project_in(a.in_weight, a.in_bias, a.x, a.threads, a.batch, a.model, a.width, outer, x);
+    const ConvStep<T> conv = {x, a.width, a.conv_state, a.conv_weight, a.conv_bias, a.batch, a.width, a.taps, false, u};
+    auto convolve = [&](int64_t task, int64_t slot) { conv.run(task, scratch(slot).conv); };
+    run_phase(a.threads, conv.tasks(), conv.work(), convolve);
+    auto recur = [&](int64_t task, int64_t slot) { recur_chunk(task * kChunk, scratch(slot)); };
+    run_phase(a.threads, chunks_of(a.width), 2 * a.batch * a.width * a.width, recur);
+    project_out(a.out_weight, a.out_bias, a.y, a.threads, a.batch, a.model, a.width, y, outer);
+  }
+
+  // The channels from c on, for all rows.
+  void recur_chunk(int64_t c, const Scratch& s) const {
+    const int64_t n = least(kChunk, a.width - c);
+    matvec<T>(a.r_weight, a.width, c, n, {u, a.width, a.batch, a.width, s.r, kChunk});
+    matvec<T>(a.i_weight, a.width, c, n, {u, a.width, a.batch, a.width, s.i, kChunk});
+    T r_bias[kChunk] = {}, i_bias[kChunk] = {}, log_a[kChunk] = {}, open[kChunk] = {};
+    read_row<T>(a.r_bias, c, n, r_bias);
+    read_row<T>(a.i_bias, c, n, i_bias);
+    read_row<T>(a.a_log, c, n, log_a);
+    for (int64_t k = 0; k < n; k += W) store<T>(log_a + k, W, T(real_of(a.c)) * log_sigmoid<T>(load<T>(log_a + k, W)));
+    for (int64_t b = 0; b < a.batch; ++b) {
+      T* state = static_cast<T*>(a.state.data) + b * a.width + c;
+      T* to = y + b * a.width + c;
+      for (int64_t k = 0; k < n; ++k) open[k] = gelu(gate[b * a.width + c + k]);
+      for (int64_t k = 0; k < n; k += W) {
+        const V r = sigmoid<T>(load<T>(s.r + b * kChunk + k, n - k) + load<T>(r_bias + k, W));
+        const V i = sigmoid<T>(load<T>(s.i + b * kChunk + k, n - k) + load<T>(i_bias + k, W));
+        const V exponent = r * load<T>(log_a + k, W), twice = T(2) * exponent;
+        V over, slope;  // 1 - a^2 = -expm1(2 log a), with all its digits where a is close to 1
+        expm1_over<T>(twice, expv<T>(twice), &over, &slope);
+        const V norm = root(-twice * over);
+        const V now = expv<T>(exponent) * load<T>(state + k, n - k) + norm * i * load<T>(u + b * a.width + c + k, n - k);
+        store<T>(state + k, n - k, now);
+        store<T>(to + k, n - k, now * load<T>(open + k, W));
+      }
+    }
+  }
+
+  static T gelu(T x) { return T(0.5) * x * (T(1) + erf(x * T(0.70710678118654752440))); }
+  static float erf(float x) { return ::erff(x); }
+  static double erf(double x) { return ::erf(x); }
+
+  static V root(V x) {
+    for (int i = 0; i < W; ++i) x[i] = x[i] > T(0) ? T(sqrt(x[i])) : T(0);
+    return x;
+  }
+};
+
+}  // namespace
+#endif

@@ -1,0 +1,50 @@
+"""Whether a core's parts are as the core made them, so that their weights say all that they do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as _global
+
+Weights = dict[str, Any]
+
+
+def weights_of(part: nn.Module | None, kind: type[nn.Module]) -> Weights | None:
+    """The parameters of `part` if calling it is `kind.forward` on them and nothing else.
+
+    None where there is a hook, a subclass (a parametrization makes one) or another forward.
+
+    Example:
+        >>> linear = nn.Linear(2, 3)
+        >>> sorted(weights_of(linear, nn.Linear))
+        ['bias', 'weight']
+        >>> _ = linear.register_forward_hook(lambda *_: None)
+        >>> weights_of(linear, nn.Linear)
+    """
+    if type(part) is not kind:
+        return None
+    own = vars(part)
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+        return None
+    if _global._global_forward_hooks or _global._global_forward_pre_hooks:
+        return None
+    found: Weights = own["_parameters"]
+    return found if "weight" in found else None
+
+
+def linears_of(core: nn.Module, *names: str) -> list[Weights] | None:
+    """The parameters of linear layers of a core, or None where one is not as the core made it."""
+    parts, found = vars(core)["_modules"], []
+    for name in names:
+        weights = weights_of(parts[name], nn.Linear)
+        if weights is None:
+            return None
+        found.append(weights)
+    return found
+
+
+def own_of(core: nn.Module, *names: str) -> Weights | None:
+    """A core's own parameters, or None where one is not in its place (a parametrization moves it)."""
+    found: Weights = vars(core)["_parameters"]
+    return found if all(name in found for name in names) else None
