@@ -4,22 +4,12 @@
 
 #include <math.h>
 
+#include "../simd_math.h"
 #include "../step.h"
 
 namespace {
 
 using RGLRUArgs = nvsubq_rglru_step_args;
-
-// log sigmoid(x) = min(x, 0) - log(1 + exp(-|x|)), the last with all its digits.
-template <class T>
-inline Vec<T> log_sigmoid(Vec<T> x) {
-  using V = Vec<T>;
-  const V e = expv<T>(x < T(0) ? x : -x), s = e / (T(2) + e), s2 = s * s;  // log(1 + e) = 2 artanh(s)
-  V sum = splat<T>(T(1) / (2 * Simd<T>::atanh_terms + 1));
-#pragma GCC unroll 32
-  for (int k = Simd<T>::atanh_terms - 1; k >= 0; --k) sum = sum * s2 + T(1) / T(2 * k + 1);
-  return (x < T(0) ? x : V{}) - T(2) * s * sum;
-}
 
 template <class T>
 struct RGLRUStep {
