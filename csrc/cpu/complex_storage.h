@@ -29,19 +29,19 @@ inline Vec<T> join(Cx<T> x, std::integer_sequence<int, K...>) {
   return NVSUBQ_SHUFFLE(typename Simd<T>::I, x.re, x.im, (FIRST + K / 2 + K % 2 * Simd<T>::W)...);
 }
 template <class T>
-using Lanes = std::make_integer_sequence<int, Simd<T>::W>;
+using LaneNumbers = std::make_integer_sequence<int, Simd<T>::W>;
 
 template <class T>
 inline Cx<T> read_pairs(const nvsubq_tensor& t, int64_t offset, int n) {
   constexpr int W = Simd<T>::W;
   const Vec<T> low = read_lanes<T>(t, 2 * offset, 2 * n < W ? 2 * n : W);
-  return split<T>(low, 2 * n > W ? read_lanes<T>(t, 2 * offset + W, 2 * n - W) : Vec<T>{}, Lanes<T>());
+  return split<T>(low, 2 * n > W ? read_lanes<T>(t, 2 * offset + W, 2 * n - W) : Vec<T>{}, LaneNumbers<T>());
 }
 template <class T>
 inline void write_pairs(const nvsubq_tensor& t, int64_t offset, int n, Cx<T> x) {
   constexpr int W = Simd<T>::W;
-  write_lanes<T>(t, 2 * offset, 2 * n < W ? 2 * n : W, join<T, 0>(x, Lanes<T>()));
-  if (2 * n > W) write_lanes<T>(t, 2 * offset + W, 2 * n - W, join<T, W / 2>(x, Lanes<T>()));
+  write_lanes<T>(t, 2 * offset, 2 * n < W ? 2 * n : W, join<T, 0>(x, LaneNumbers<T>()));
+  if (2 * n > W) write_lanes<T>(t, 2 * offset + W, 2 * n - W, join<T, W / 2>(x, LaneNumbers<T>()));
 }
 
 // The `n` elements from `offset` on, both counted in elements of the tensor, which may be real where numbers are

@@ -30,14 +30,14 @@ template <>
 struct Simd<float> {
   using V = VecF;
   using I = VecI;
-  static constexpr int W = NVSUBQ_BYTES / 4, mantissa = 23, terms = 9, atanh_terms = 9;
+  static constexpr int W = NVSUBQ_BYTES / 4, mantissa = 23, terms = 9;
   static constexpr float magic = 12582912.0f, lowest = -127.0f, highest = 128.0f;
 };
 template <>
 struct Simd<double> {
   using V = VecD;
   using I = VecL;
-  static constexpr int W = NVSUBQ_BYTES / 8, mantissa = 52, terms = 16, atanh_terms = 17;
+  static constexpr int W = NVSUBQ_BYTES / 8, mantissa = 52, terms = 16;
   static constexpr double magic = 6755399441055744.0, lowest = -1023.0, highest = 1024.0;
 };
 template <class T>
@@ -120,16 +120,30 @@ inline Vec<T> sigmoid(Vec<T> x) {
   return T(1) / (T(1) + expv<T>(-x));
 }
 
+// log(1 + e) on [0, 1], as exact as its rounding also where e is small.
+inline VecF log1p_of_unit(VecF e) {
+  VecF q = e * 0.0053648227f - 0.030065786f;
+  q = q * e + 0.079204522f;
+  q = q * e - 0.13753802f;
+  q = q * e + 0.19153655f;
+  q = q * e - 0.24857163f;
+  q = q * e + 0.33321324f;
+  q = q * e - 0.49999648f;
+  return e * e * q + e;
+}
+inline VecD log1p_of_unit(VecD e) {
+  const VecD s = e / (2.0 + e), s2 = s * s;  // 2 artanh(s), s <= 1/3
+  constexpr int terms = 17;
+  VecD sum = splat<double>(1.0 / (2 * terms + 1));
+#pragma GCC unroll 32
+  for (int k = terms - 1; k >= 0; --k) sum = sum * s2 + 1.0 / (2 * k + 1);
+  return 2.0 * s * sum;
+}
+
 // log(1 + exp(x)), and x itself above 20, as torch has it.
 template <class T>
 inline Vec<T> softplus(Vec<T> x) {
-  using V = Vec<T>;
-  const V e = expv<T>(x < T(0) ? x : -x);
-  const V s = e / (T(2) + e), s2 = s * s;  // log(1 + e) = 2 artanh(s), s <= 1/3
-  V sum = splat<T>(T(1) / (2 * Simd<T>::atanh_terms + 1));
-#pragma GCC unroll 32
-  for (int k = Simd<T>::atanh_terms - 1; k >= 0; --k) sum = sum * s2 + T(1) / T(2 * k + 1);
-  const V y = T(2) * s * sum + (x > T(0) ? x : V{});
+  const Vec<T> y = log1p_of_unit(expv<T>(x < T(0) ? x : -x)) + (x > T(0) ? x : Vec<T>{});
   return x > T(20) ? x : y;
 }
 
@@ -173,6 +187,27 @@ inline float sum_lanes<float>(VecF x) {
 template <>
 inline double sum_lanes<double>(VecD x) {
   return _mm512_reduce_add_pd((__m512d)x);
+}
+#endif
+
+// The sums of the lanes of four vectors.
+#if defined(__AVX2__)
+inline void sum_lanes_of_4(VecF a, VecF b, VecF c, VecF d, float* to) {
+#if defined(__AVX512F__)
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d), _mm512_unpackhi_ps((__m512)c, (__m512)d));
+  const __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));  // by quarter
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps(sums, 1));
+#else
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps((__m256)a, (__m256)b), _mm256_unpackhi_ps((__m256)a, (__m256)b));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps((__m256)c, (__m256)d), _mm256_unpackhi_ps((__m256)c, (__m256)d));
+  const __m256 half = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+#endif
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+#else
+inline void sum_lanes_of_4(VecF a, VecF b, VecF c, VecF d, float* to) {
+  to[0] = sum_lanes<float>(a), to[1] = sum_lanes<float>(b), to[2] = sum_lanes<float>(c), to[3] = sum_lanes<float>(d);
 }
 #endif
 

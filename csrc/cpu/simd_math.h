@@ -84,12 +84,7 @@ inline Gate<T> gate_of(Vec<T> x) {
 // log of the sigmoid of x.
 template <class T>
 inline Vec<T> log_sigmoid(Vec<T> x) {
-  using V = Vec<T>;
-  const V e = expv<T>(x < T(0) ? x : -x), s = e / (T(2) + e), s2 = s * s;  // log(1 + e) = 2 artanh(s), s <= 1/3
-  V sum = splat<T>(T(1) / (2 * Simd<T>::atanh_terms + 1));
-#pragma GCC unroll 32
-  for (int k = Simd<T>::atanh_terms - 1; k >= 0; --k) sum = sum * s2 + T(1) / T(2 * k + 1);
-  return (x < T(0) ? x : V{}) - T(2) * s * sum;
+  return (x < T(0) ? x : Vec<T>{}) - log1p_of_unit(expv<T>(x < T(0) ? x : -x));
 }
 
 // A function and its derivative.

@@ -124,14 +124,40 @@ inline int64_t item_size(const nvsubq_tensor& t) {
   return real * (t.flags & NVSUBQ_COMPLEX ? 2 : 1);
 }
 
-// Asks for the line of an element that will be read, or written, some steps from now. A walk jumps from row to row:
-// no hardware sees that coming.
-inline void expect_read(const nvsubq_tensor& t, int64_t offset) {
-  __builtin_prefetch(static_cast<const char*>(t.data) + offset * item_size(t), 0, 3);
+inline const void* address(const nvsubq_tensor& t, int64_t offset) {
+  return static_cast<const char*>(t.data) + offset * item_size(t);
 }
-inline void expect_write(const nvsubq_tensor& t, int64_t offset) {
-  __builtin_prefetch(static_cast<const char*>(t.data) + offset * item_size(t), 1, 3);
-}
+
+// A tile of a tensor [B, L, D] in one row: `n` channels from `channel` on, at any cell. Its address is worked out once.
+template <class T>
+struct Lanes {
+  const nvsubq_tensor* tensor = nullptr;
+  char* first = nullptr;  // at cell 0
+  int64_t offset = 0, stride = 0, bytes = 0;
+  int n = 0;
+  bool there = false, plain = false;
+
+  Lanes() = default;
+  Lanes(const nvsubq_tensor& t, int64_t row, int64_t channel, int lanes) : tensor(&t), n(lanes), there(has(t)) {
+    offset = at(t, row, 0, channel);
+    stride = t.stride[1];
+    bytes = stride * item_size(t);
+    first = static_cast<char*>(t.data) + offset * item_size(t);
+    plain = n == Simd<T>::W && t.dtype == DtypeOf<T>::value;
+  }
+  Vec<T> operator[](int64_t cell) const {
+    if (__builtin_expect(!plain, 0)) return convert_lanes<T>(*tensor, offset + cell * stride, n);
+    Vec<T> v;
+    memcpy(&v, first + cell * bytes, sizeof v);
+    return v;
+  }
+  void put(int64_t cell, Vec<T> v) const {
+    if (__builtin_expect(!plain, 0))
+      convert_lanes_back<T>(*tensor, offset + cell * stride, n, v);
+    else
+      memcpy(first + cell * bytes, &v, sizeof v);
+  }
+};
 
 // Lanes that are `stride` elements apart, as where memory has channels before states or taps.
 template <class T>

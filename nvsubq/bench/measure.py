@@ -161,7 +161,9 @@ def _compare(cells: Sequence[Cell], workers: dict[str, Worker]) -> None:
     ran = {cell.name: cell for cell in cells if not cell.problem}
     if not ran:
         return
-    wanted = torch.load(workers[PORTABLE if PORTABLE in ran else next(iter(ran))].outputs)
+    reference = ran.get(PORTABLE, next(iter(ran.values())))
+    reference.is_reference = True
+    wanted = torch.load(workers[reference.name].outputs)
     for name, cell in ran.items():
         own = torch.load(workers[name].outputs)
         output, gradient = (

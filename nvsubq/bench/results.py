@@ -23,8 +23,9 @@ class Cell:
         both: seconds of each forward and backward pass; entry r of both lists belongs to round r.
         products: seconds of the forward's matrix products alone, of ours only.
         memory: peak bytes of forward and backward beyond block and input.
-        error: largest difference of output and of the input's gradient from the portable path, relative to
-            the largest value there.
+        error: largest difference of output and of the input's gradient from the reference's, relative to the
+            largest value there.
+        is_reference: whether the others are compared with this one: the portable path where it ran.
         problem: why there are no times.
     """
 
@@ -37,6 +38,7 @@ class Cell:
     products: list[float] = field(default_factory=list)
     memory: int | None = None
     error: tuple[float, float] | None = None
+    is_reference: bool = False
     problem: str = ""
 
     @property
@@ -44,7 +46,9 @@ class Cell:
         return f"{self.name} {self.version}" if self.version and self.name != "nvsubq torch" else self.name
 
     def as_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value not in (None, "", [])}
+        """Its fields, without those that say nothing."""
+        found = asdict(self)
+        return {key: value for key, value in found.items() if value or key in ("memory", "error")}
 
 
 def quartiles(times: Sequence[float]) -> tuple[float, float, float]:

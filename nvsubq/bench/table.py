@@ -66,18 +66,19 @@ def _short(problem: str) -> str:
 
 def _times(times: Sequence[float]) -> str:
     low, middle, high = quartiles(times)
-    return f"{milliseconds(middle)} ms ({milliseconds(low)}-{milliseconds(high)})"
+    unit, scale = ("s", 1.0) if middle >= 1 else ("ms", 1e-3)
+    shown = [digits(seconds / scale) for seconds in (low, middle, high)]
+    return f"{shown[1]} {unit}" + (f" ({shown[0]}-{shown[2]})" if len(times) > 1 else "")
 
 
-def milliseconds(seconds: float) -> str:
-    """Three digits or more.
+def digits(value: float) -> str:
+    """Three digits, or more before the point.
 
     Example:
-        >>> [milliseconds(t) for t in (0.00123, 0.0456, 12.3456)]
-        ['1.23', '45.6', '12346']
+        >>> [digits(value) for value in (1.234, 45.67, 1234.56)]
+        ['1.23', '45.7', '1235']
     """
-    value = 1000 * seconds
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
 def _bytes(count: int | None) -> str:
@@ -85,7 +86,9 @@ def _bytes(count: int | None) -> str:
 
 
 def _errors(cell: Cell) -> str:
-    return "" if cell.error is None else f"{cell.error[0]:.0e} / {cell.error[1]:.0e}"
+    if cell.error is None:
+        return ""
+    return "reference" if cell.is_reference else f"{cell.error[0]:.0e} / {cell.error[1]:.0e}"
 
 
 def products_table(cells: Sequence[Cell]) -> Table:
@@ -104,7 +107,7 @@ def products_table(cells: Sequence[Cell]) -> Table:
         table.add_row(
             CORES[cell.core][0],
             str(cell.size),
-            *(f"{milliseconds(seconds)} ms" for seconds in (whole, products, rest)),
+            *(f"{digits(1000 * seconds)} ms" for seconds in (whole, products, rest)),
             f"{100 * rest / whole:.0f} %",
         )
     return table

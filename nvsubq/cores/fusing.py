@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import nn
 from torch.nn.modules import module as _global
 
-Weights = dict[str, Tensor]
+Weights = dict[str, Any]
 
 
 def weights_of(part: nn.Module | None, kind: type[nn.Module]) -> Weights | None:
@@ -27,5 +29,22 @@ def weights_of(part: nn.Module | None, kind: type[nn.Module]) -> Weights | None:
         return None
     if _global._global_forward_hooks or _global._global_forward_pre_hooks:
         return None
-    found = own["_parameters"]
+    found: Weights = own["_parameters"]
     return found if "weight" in found else None
+
+
+def linears_of(core: nn.Module, *names: str) -> list[Weights] | None:
+    """The parameters of linear layers of a core, or None where one is not as the core made it."""
+    parts, found = vars(core)["_modules"], []
+    for name in names:
+        weights = weights_of(parts[name], nn.Linear)
+        if weights is None:
+            return None
+        found.append(weights)
+    return found
+
+
+def own_of(core: nn.Module, *names: str) -> Weights | None:
+    """A core's own parameters, or None where one is not in its place (a parametrization moves it)."""
+    found: Weights = vars(core)["_parameters"]
+    return found if all(name in found for name in names) else None

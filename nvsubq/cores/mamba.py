@@ -23,7 +23,7 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
-from nvsubq.cores.fusing import weights_of
+from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.ops import (
     causal_conv1d,
     causal_conv1d_update,
@@ -225,25 +225,23 @@ class Mamba(LTV_LRNN):
             return y, inference_cache
         check_cache(inference_cache, x.shape[0])
         own_states(inference_cache)
-        cell = x[:, 0]
         if integration_timesteps is not None:
             integration_timesteps = integration_timesteps[:, 0].to(state_dtype(self.A_log.dtype))
-        y = self._fused_step(cell, inference_cache, integration_timesteps)
-        if y is None:
-            y = self._composed_step(cell, inference_cache, integration_timesteps)
+        out: Any = self._fused_step(x, inference_cache, integration_timesteps)
+        if out is None:
+            out = self._composed_step(x, inference_cache, integration_timesteps)
         inference_cache["seqlen_offset"] += 1
-        return y[:, None], inference_cache
+        return out, inference_cache
 
     def _fused_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
         """The step in one call, or None where the parts or the moment do not allow it."""
         if torch.compiler.is_compiling():
             return None
-        parts, own = self._modules, self._parameters
-        linear = [weights_of(parts[name], nn.Linear) for name in ("in_proj", "x_proj", "dt_proj", "out_proj")]
-        conv = weights_of(parts["conv1d"], nn.Conv1d)
-        if conv is None or None in linear or "A_log" not in own or "D" not in own:
+        linears = linears_of(self, "in_proj", "x_proj", "dt_proj", "out_proj")
+        conv, own = weights_of(self.conv1d, nn.Conv1d), own_of(self, "A_log", "D")
+        if linears is None or conv is None or own is None:
             return None
-        first, low, dt, last = linear
+        first, low, dt, last = linears
         if low["bias"] is not None or dt["bias"] is None:
             return None
         return mamba_step(
@@ -267,7 +265,7 @@ class Mamba(LTV_LRNN):
         )
 
     def _composed_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor:
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = self.in_proj(x[:, 0]).chunk(2, dim=-1)
         u = causal_conv1d_update(
             cache["conv_state"],
             u,
@@ -280,7 +278,7 @@ class Mamba(LTV_LRNN):
         y = selective_state_update(
             cache["lrnn_state"], *self._scan_inputs(u), z, **options, backend=self.backend
         )
-        out: Tensor = self.out_proj(y)
+        out: Tensor = self.out_proj(y)[:, None]
         return out
 
     def allocate_inference_cache(

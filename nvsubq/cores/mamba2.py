@@ -23,7 +23,7 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
-from nvsubq.cores.fusing import weights_of
+from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.cores.norm import GroupRMSNorm
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, ssd_scan, ssd_state_update
 from nvsubq.ops.steps import mamba2_step
@@ -236,25 +236,21 @@ class Mamba2(LTV_LRNN):
             return self.forward(hidden_states, inference_cache=inference_cache), inference_cache
         check_cache(inference_cache, hidden_states.shape[0])
         own_states(inference_cache)
-        cell = hidden_states[:, 0]
-        y = self._fused_step(cell, inference_cache)
+        y: Any = self._fused_step(hidden_states, inference_cache)
         if y is None:
-            y = self._composed_step(cell, inference_cache)
+            y = self._composed_step(hidden_states, inference_cache)
         inference_cache["seqlen_offset"] += 1
-        return y[:, None], inference_cache
+        return y, inference_cache
 
     def _fused_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor | None:
         """The step in one call, or None where the parts or the moment do not allow it."""
         if torch.compiler.is_compiling():
             return None
-        parts, own = self._modules, self._parameters
-        first, last = weights_of(parts["in_proj"], nn.Linear), weights_of(parts["out_proj"], nn.Linear)
-        conv = weights_of(parts["conv1d"], nn.Conv1d)
-        norm = weights_of(self.norm, GroupRMSNorm)
-        if first is None or last is None or conv is None or (norm is None) == self.rmsnorm:
+        linears, own = linears_of(self, "in_proj", "out_proj"), own_of(self, "dt_bias", "A_log", "D")
+        conv, norm = weights_of(self.conv1d, nn.Conv1d), weights_of(self.norm, GroupRMSNorm)
+        if linears is None or own is None or conv is None or (norm is None) != (self.norm is None):
             return None
-        if not {"dt_bias", "A_log", "D"} <= own.keys():
-            return None
+        first, last = linears
         return mamba2_step(
             x,
             cache["conv_state"],
@@ -272,12 +268,13 @@ class Mamba2(LTV_LRNN):
             norm_eps=1.0 if self.norm is None else self.norm.eps,
             norm_before_gate=self.norm_before_gate,
             groups=self.ngroups,
+            channel_skip=self.D_has_hdim,
             dt_limit=self.dt_limit,
             backend=self.backend,
         )
 
     def _composed_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor:
-        z0, x0, z, xBC, dt = self.in_proj(x).split(self._rows, dim=-1)
+        z0, x0, z, xBC, dt = self.in_proj(x[:, 0]).split(self._rows, dim=-1)
         xBC = causal_conv1d_update(
             cache["conv_state"],
             xBC,
@@ -292,7 +289,7 @@ class Mamba2(LTV_LRNN):
             **self._scan_options(z),
             backend=self.backend,
         )
-        out: Tensor = self.out_proj(self._join(z0, x0, z, y))
+        out: Tensor = self.out_proj(self._join(z0, x0, z, y))[:, None]
         return out
 
     def allocate_inference_cache(

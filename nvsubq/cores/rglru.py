@@ -22,7 +22,7 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
-from nvsubq.cores.fusing import weights_of
+from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, rglru_scan, rglru_state_update
 from nvsubq.ops.steps import rglru_step
 
@@ -190,24 +190,22 @@ class RGLRU(LTV_LRNN):
             return self.forward(hidden_states, inference_cache=inference_cache), inference_cache
         check_cache(inference_cache, hidden_states.shape[0])
         own_states(inference_cache)
-        cell = hidden_states[:, 0]
-        y = self._fused_step(cell, inference_cache)
+        y: Any = self._fused_step(hidden_states, inference_cache)
         if y is None:
-            y = self._composed_step(cell, inference_cache)
+            y = self._composed_step(hidden_states, inference_cache)
         inference_cache["seqlen_offset"] += 1
-        return y[:, None], inference_cache
+        return y, inference_cache
 
     def _fused_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor | None:
         """The step in one call, or None where the parts or the moment do not allow it."""
         if torch.compiler.is_compiling():
             return None
-        parts, own = self._modules, self._parameters
         names = ("in_proj", "gate_proj", "recurrent_gate_proj", "input_gate_proj", "out_proj")
-        linear = [weights_of(parts[name], nn.Linear) for name in names]
-        conv = weights_of(parts["conv1d"], nn.Conv1d)
-        if conv is None or None in linear or "a_log" not in own:
+        linears, conv = linears_of(self, *names), weights_of(self.conv1d, nn.Conv1d)
+        own = own_of(self, "a_log")
+        if linears is None or conv is None or own is None:
             return None
-        first, gate, r, i, last = linear
+        first, gate, r, i, last = linears
         if r["bias"] is None or i["bias"] is None:
             return None
         return rglru_step(
@@ -231,7 +229,8 @@ class RGLRU(LTV_LRNN):
             backend=self.backend,
         )
 
-    def _composed_step(self, h: Tensor, cache: dict[str, Any]) -> Tensor:
+    def _composed_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor:
+        h = x[:, 0]
         gate, x = self.gate_proj(h), self.in_proj(h)
         x = causal_conv1d_update(
             cache["conv_state"],
@@ -246,7 +245,7 @@ class RGLRU(LTV_LRNN):
             **self._scan_options(),
             backend=self.backend,
         )
-        out: Tensor = self.out_proj(y)
+        out: Tensor = self.out_proj(y)[:, None]
         return out
 
     def allocate_inference_cache(

@@ -23,6 +23,7 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
+from nvsubq.cores.fusing import own_of
 from nvsubq.cores.hippo import hippo_normal_eigen
 from nvsubq.ops import linear_scan, linear_state_update
 from nvsubq.ops.numerics import complex_of, expm1_over
@@ -182,21 +183,18 @@ class S5(LTV_LRNN):
             return y, inference_cache
         check_cache(inference_cache, x.shape[0])
         own_states(inference_cache)
-        u = x[:, 0]
         if integration_timesteps is not None:
             integration_timesteps = integration_timesteps[:, 0].to(state_dtype(self.A.dtype))
-        y = self._fused_step(u, inference_cache, integration_timesteps)
-        if y is None:
-            a, b, options = self._recurrence(u, integration_timesteps)
-            s = linear_state_update(inference_cache["lrnn_state"], a, b, **options, backend=self.backend)
-            y = self._read_out(s, u)
+        out: Any = self._fused_step(x, inference_cache, integration_timesteps)
+        if out is None:
+            out = self._composed_step(x, inference_cache, integration_timesteps)
         inference_cache["seqlen_offset"] += 1
-        return y[:, None], inference_cache
+        return out, inference_cache
 
     def _fused_step(self, u: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
         """The step in one call, or None where the parameters or the moment do not allow it."""
-        own = self._parameters
-        if torch.compiler.is_compiling() or not {"A", "B", "C", "D", "log_dt"} <= own.keys():
+        own = None if torch.compiler.is_compiling() else own_of(self, "A", "B", "C", "D", "log_dt")
+        if own is None:
             return None
         return s5_step(
             u,
@@ -212,6 +210,12 @@ class S5(LTV_LRNN):
             conj_sym=self.conj_sym,
             backend=self.backend,
         )
+
+    def _composed_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor:
+        u = x[:, 0]
+        a, b, options = self._recurrence(u, timesteps)
+        s = linear_state_update(cache["lrnn_state"], a, b, **options, backend=self.backend)
+        return self._read_out(s, u)[:, None]
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None

@@ -195,7 +195,9 @@ def fused_step(name: str, backend: str | None) -> Callable[..., Any] | None:
         name: of the step, `mamba_step` for one.
         backend: as in `resolve`.
     """
-    asked, _ = _asked(backend)
+    asked = backend or _forced.get() or os.environ.get(_ENVIRONMENT) or "auto"
+    if asked != "auto":
+        asked, _ = _asked(backend)
     module, _ = _load("native" if asked == "auto" else asked)
     return getattr(module, name, None)
 

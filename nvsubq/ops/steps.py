@@ -1,8 +1,8 @@
 """One token of a whole core, in one native call where that serves.
 
-Each function gives None where it does not: another backend is asked for, grad mode, autocast, a transform, a mode
-or a compiler is at work, or a tensor is not what the kernel takes. The core then composes its ops, which define
-the step (and find what is wrong with a call).
+Each function gives None where it does not: another backend is asked for, grad mode, autocast, a transform, a
+mode or a compiler is on, or a tensor is not what the kernel takes. The core then composes its ops, which
+define the step (and find what is wrong with a call).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def mamba_step(
     """Advance Mamba by one cell; both states change in place.
 
     Args:
-        x: `[B, C]`; all projections have its dtype.
+        x: `[B, 1, C]`; all projections have its dtype.
         conv_state: `[B, D, K]`, newest last, in any real dtype.
         state: `[B, D, N]`, fp32, or fp64 where anything is.
         in_weight: `[2D, C]`; its rows give x and z.
@@ -58,9 +58,9 @@ def mamba_step(
         backend: as in the ops.
 
     Returns:
-        `[B, C]` in the dtype of x, or None.
+        `[B, 1, C]` in the dtype of x, or None.
     """
-    step = _served("mamba_step", backend)
+    step = _served("mamba_step", backend, x)
     if step is None:
         return None
     return step(
@@ -87,13 +87,14 @@ def mamba2_step(
     norm_eps: float = 1e-5,
     norm_before_gate: bool = False,
     groups: int = 1,
+    channel_skip: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
     backend: str | None = None,
 ) -> Tensor | None:
     """Advance Mamba2 by one cell; both states change in place.
 
     Args:
-        x: `[B, C]`; the projections have its dtype.
+        x: `[B, 1, C]`; the projections have its dtype.
         conv_state: `[B, H P + 2 G N, K]`, newest last, in any real dtype.
         state: `[B, H, P, N]`, fp32, or fp64 where anything is.
         in_weight: `[2 mlp + 2 H P + 2 G N + H, C]`; its rows give z0 and x0 of the MLP (which may have none),
@@ -103,25 +104,26 @@ def mamba2_step(
         conv_bias: `[H P + 2 G N]`.
         dt_bias: `[H]`.
         A_log: `[H]`, A = -exp(A_log).
-        D: `[H]` or `[H P]`.
+        D: `[H]`, or `[H P]` with `channel_skip`.
         norm_weight: `[H P]`; None: only gate.
         out_weight: `[C, mlp + H P]`.
         out_bias: `[C]`.
         norm_eps: added to the mean of squares.
         norm_before_gate: norm(y) SiLU(z) in place of norm(y SiLU(z)).
         groups: `G`, of B, C and the norm.
+        channel_skip: D is by channels.
         dt_limit: delta is clamped to this range.
         backend: as in the ops.
 
     Returns:
-        `[B, C]` in the dtype of x, or None.
+        `[B, 1, C]` in the dtype of x, or None.
     """
-    step = _served("mamba2_step", backend)
+    step = _served("mamba2_step", backend, x)
     if step is None:
         return None
     return step(
         x, conv_state, state, in_weight, in_bias, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight,
-        out_weight, out_bias, norm_eps, norm_before_gate, groups, dt_limit,
+        out_weight, out_bias, norm_eps, norm_before_gate, groups, channel_skip, dt_limit,
     )  # fmt: skip
 
 
@@ -149,7 +151,7 @@ def rglru_step(
     """Advance the RG-LRU by one cell; both states change in place.
 
     Args:
-        x: `[B, C]`; all projections have its dtype.
+        x: `[B, 1, C]`; all projections have its dtype.
         conv_state: `[B, D, K]`, newest last, in any real dtype.
         state: `[B, D, 1]`, fp32, or fp64 where anything is.
         in_weight: `[D, C]`.
@@ -169,9 +171,9 @@ def rglru_step(
         backend: as in the ops.
 
     Returns:
-        `[B, C]` in the dtype of x, or None.
+        `[B, 1, C]` in the dtype of x, or None.
     """
-    step = _served("rglru_step", backend)
+    step = _served("rglru_step", backend, x)
     if step is None:
         return None
     return step(
@@ -198,7 +200,7 @@ def s5_step(
     """Advance S5 by one cell; the state changes in place.
 
     Args:
-        u: `[B, C]`.
+        u: `[B, 1, C]`.
         state: `[B, N]`, complex64, or complex128 where anything is fp64.
         A: `[N, 2]`, real and imaginary parts, as in B and C.
         B: `[N, C, 2]`, in the dtype of u, as `C`.
@@ -212,16 +214,18 @@ def s5_step(
         backend: as in the ops.
 
     Returns:
-        y `[B, C]` in the dtype of u, or None.
+        y `[B, 1, C]` in the dtype of u, or None.
     """
-    step = _served("s5_step", backend)
+    step = _served("s5_step", backend, u)
     if step is None:
         return None
     return step(u, state, A, B, C, D, log_dt, timesteps, discretization, step_rescale, conj_sym)
 
 
-def _served(name: str, backend: str | None) -> Any:
+def _served(name: str, backend: str | None, x: Tensor) -> Any:
     """The fused step, where nothing watches the ops that it would hide."""
+    if not x.is_cpu:
+        return None
     if traced() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:

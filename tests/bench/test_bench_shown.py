@@ -19,7 +19,19 @@ def cells() -> list[Cell]:
         times = [seconds, 2 * seconds, 3 * seconds]
         found.append(Cell("mamba", size, OURS, "0.1.0", times, times, times[:1], 2**20, (1e-7, 2e-7)))
         slow = [4 * t for t in times]
-        found.append(Cell("mamba", size, PORTABLE, "0.1.0", slow, slow, memory=3 * 2**20, error=(0.0, 0.0)))
+        found.append(
+            Cell(
+                "mamba",
+                size,
+                PORTABLE,
+                "0.1.0",
+                slow,
+                slow,
+                memory=3 * 2**20,
+                error=(0.0, 0.0),
+                is_reference=True,
+            )
+        )
         found.append(
             Cell("mamba", size, "mambapy", "1.2.0", error=(0.25, 0.5), problem="disagrees: by a quarter")
         )
@@ -43,6 +55,7 @@ def test_table():
     ]  # fmt: skip
     portable = [line for line in lines if "nvsubq torch" in line]
     assert len(portable) == 4
+    assert all(line.endswith("reference ") for line in portable)
     assert all(line.count("4.00x") == 2 for line in portable)
     assert sum("disagrees" in line and "2e-01 / 5e-01" in line for line in lines) == 4
     assert sum("not installed" in line for line in lines) == 4
@@ -68,8 +81,20 @@ def test_plot_has_a_line_for_each_implementation():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["nvsubq 0.1.0", "nvsubq torch"]
     for axes in figure.axes:
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["4x196", "1024", "4096"]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["4 x 196", "1024", "4096"]
         assert [len(lines[0].get_xdata()) for lines in axes.containers] == [3, 3]
+
+
+def test_labels_do_not_touch():
+    timed = [Cell("s5", Size(1, n, 8), OURS, "0.1.0", [0.1], [0.2]) for n in (100, 110, 10000, 9000)]
+    (axes, _) = plot.time_by_length("s5", timed).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "", "9000", ""]
+
+
+def test_plot_of_one_size():
+    timed = [Cell("s5", Size(1, 100, 8), OURS, "0.1.0", [0.1], [0.2])]
+    (axes, _) = plot.time_by_length("s5", timed).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100"]
 
 
 def test_plot_of_nothing():

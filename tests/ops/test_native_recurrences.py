@@ -1,4 +1,4 @@
-"""`linear_scan` and `rglru_scan` on the native backend: bits, widths, strides, gradients, edges of numbers."""
+"""`linear_scan` and `rglru_scan` on the native backend: bits, widths, strides, gradients, edge cases."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ struct TileAdjoints {
   V *out, *y, *by_w, *by_d, *by_da;
 
   void take(Arena& arena) {
-    for (V** p : {&out, &y, &by_w, &by_d, &by_da}) *p = arena.take<V>(kMaxCells);
+    for (V** p : {&out, &y, &by_w, &by_d, &by_da}) *p = arena.take<V>(kMaxCells + 5);
   }
 };
 
@@ -73,6 +73,7 @@ struct Adjoints {
   int64_t kind, states;
   bool gated_output;
   Tile<T>* tile;
+  Ahead ahead;
   TileAdjoints<T>* grad;
   Coefficients<T, CX> given;
   Num *entering, *arriving;                   // states, and their cotangents, at the ends of a segment

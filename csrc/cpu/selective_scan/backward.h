@@ -63,11 +63,11 @@ struct Backward {
       next.read(steps, i ? (i - 1) * most : a.length, most);
       if (!segment.cells) continue;
       x.given.expect(a, place, next);
+      x.ahead.template aim<T>({&a.u, &a.delta, &a.z, &a.d_y, &a.d_u, &a.d_delta, &a.d_z}, place, next);
       x.given.read_segment(a, place, segment);
       if (!i) read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, x.entering);
       for (int tile = 0; tile < place.tiles; ++tile) {
         if (i) SavedStates<T, CX>(a, place, i, tile).read(x.entering + tile * a.states);
-        expect_tile(place, next, place.channel<T>(tile));
         read_tile(place, segment, tile, x);
       }
       Loops::gradients(x);
@@ -80,22 +80,14 @@ struct Backward {
     finish(place, steps, x);
   }
 
-  void expect_tile(const Place& place, const Segment& next, int64_t channel) const {
-    for (int t = 0; t < next.cells; ++t) {
-      for (const nvsubq_tensor* in : {&a.u, &a.delta, &a.z, &a.d_y}) place.expect_read(*in, next.cell[t], channel);
-      for (const nvsubq_tensor* out : {&a.d_u, &a.d_delta, &a.d_z}) place.expect_write(*out, next.cell[t], channel);
-    }
-  }
-
   void read_tile(const Place& place, const Segment& segment, int tile, Scratch& x) const {
-    const int n = place.lanes<T>(tile);
-    const int64_t channel = place.channel<T>(tile);
     TileAdjoints<T>& g = x.grad[tile];
     x.tile[tile].read(a, place, segment, tile);
+    const Lanes<T> cotangents = place.of<T>(a.d_y, tile), gates = place.of<T>(a.z, tile);
     for (int t = 0; t < segment.cells; ++t) {
-      V out = read_lanes<T>(a.d_y, at(a.d_y, place.row, segment.cell[t], channel), n);
-      if (has(a.z)) {
-        const V z = read_lanes<T>(a.z, at(a.z, place.row, segment.cell[t], channel), n);
+      V out = cotangents[segment.cell[t]];
+      if (gates.there) {
+        const V z = gates[segment.cell[t]];
         out = out * (z * sigmoid<T>(z));
       }
       g.out[t] = out;
@@ -105,38 +97,57 @@ struct Backward {
 
   void write_tile(const Place& place, const Segment& segment, int tile, Scratch& x) const {
     const int n = place.lanes<T>(tile);
-    const int64_t channel = place.channel<T>(tile), row = place.row;
+    const int64_t channel = place.channel<T>(tile);
     const Tile<T>& in = x.tile[tile];
     const TileAdjoints<T>& g = x.grad[tile];
     const bool scaled = has_scale(a.discretization), by_delta = scales_input(a.discretization);
+    const bool soft = a.flags & NVSUBQ_SOFTPLUS;
     const V skip = has(a.D) ? read_lanes<T>(a.D, at(a.D, channel), n) : V{};
-    const V rate = has(a.timesteps) ? read_lanes<T>(a.delta_a, at(a.delta_a, channel), n) : V{};
+    const Lanes<T> d_u = place.of<T>(a.d_u, tile), d_delta = place.of<T>(a.d_delta, tile);
+    V d_skip = x.d_skip[tile], d_bias = x.d_bias[tile];
     for (int t = 0; t < segment.cells; ++t) {
       const int64_t cell = segment.cell[t];
       const V out = g.out[t], by_da = g.by_da[t] * Loops::slope_unit;
+      g.by_da[t] = by_da;
       V du = by_delta ? in.d[t] * g.by_w[t] : g.by_w[t];
       if (has(a.D)) du = du + skip * out;
-      write_lanes<T>(a.d_u, at(a.d_u, row, cell, channel), n, du);
-      x.d_skip[tile] += out * in.u[t];
+      d_u.put(cell, du);
+      d_skip += out * in.u[t];
       V dd = scaled ? in.u[t] * g.by_d[t] : by_delta ? in.u[t] * g.by_w[t] : V{};
-      if (!has(a.delta_a)) {
-        dd = dd + by_da;
-      } else if (has(a.timesteps)) {
-        x.d_step[tile] += by_da * read_one<T>(a.timesteps, at(a.timesteps, row, cell));
-        x.times[t] += sum_lanes<T>(by_da * rate);
-      } else {
-        write_lanes<T>(a.d_delta_a, at(a.d_delta_a, row, cell, channel), n, by_da);
-      }
-      if (a.flags & NVSUBQ_SOFTPLUS) dd = in.raw[t] > T(20) ? dd : dd * sigmoid<T>(in.raw[t]);
-      write_lanes<T>(a.d_delta, at(a.d_delta, row, cell, channel), n, dd);
-      x.d_bias[tile] += dd;
-      if (has(a.z)) {
-        const V z = read_lanes<T>(a.z, at(a.z, row, cell, channel), n), gate = sigmoid<T>(z);
-        V y = CX ? g.y[t] * T(2) : g.y[t];
-        if (has(a.D)) y = y + skip * in.u[t];
-        const V dy = read_lanes<T>(a.d_y, at(a.d_y, row, cell, channel), n);
-        write_lanes<T>(a.d_z, at(a.d_z, row, cell, channel), n, dy * y * gate * (T(1) + z * (T(1) - gate)));
-      }
+      if (in.same) dd = dd + by_da;
+      if (soft) dd = in.raw[t] > T(20) ? dd : dd * sigmoid<T>(in.raw[t]);
+      d_delta.put(cell, dd);
+      d_bias += dd;
+    }
+    x.d_skip[tile] = d_skip, x.d_bias[tile] = d_bias;
+    if (!in.same) write_decays(place, segment, tile, x);
+    if (has(a.z)) write_gates(place, segment, tile, skip, x);
+  }
+
+  void write_decays(const Place& place, const Segment& segment, int tile, Scratch& x) const {
+    const V* by_da = x.grad[tile].by_da;
+    if (!has(a.timesteps)) {
+      const Lanes<T> d_delta_a = place.of<T>(a.d_delta_a, tile);
+      for (int t = 0; t < segment.cells; ++t) d_delta_a.put(segment.cell[t], by_da[t]);
+      return;
+    }
+    const V rate = read_lanes<T>(a.delta_a, at(a.delta_a, place.channel<T>(tile)), place.lanes<T>(tile));
+    for (int t = 0; t < segment.cells; ++t) {
+      x.d_step[tile] += by_da[t] * read_one<T>(a.timesteps, at(a.timesteps, place.row, segment.cell[t]));
+      x.times[t] += sum_lanes<T>(by_da[t] * rate);
+    }
+  }
+
+  void write_gates(const Place& place, const Segment& segment, int tile, V skip, const Scratch& x) const {
+    const Tile<T>& in = x.tile[tile];
+    const TileAdjoints<T>& g = x.grad[tile];
+    const Lanes<T> gates = place.of<T>(a.z, tile), cotangents = place.of<T>(a.d_y, tile), to = place.of<T>(a.d_z, tile);
+    for (int t = 0; t < segment.cells; ++t) {
+      const int64_t cell = segment.cell[t];
+      const V z = gates[cell], gate = sigmoid<T>(z);
+      V y = CX ? g.y[t] * T(2) : g.y[t];
+      if (has(a.D)) y = y + skip * in.u[t];
+      to.put(cell, cotangents[cell] * y * gate * (T(1) + z * (T(1) - gate)));
     }
   }
 

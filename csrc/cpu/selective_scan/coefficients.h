@@ -97,16 +97,22 @@ struct Coefficient {
       const int64_t offset = at(from, place.row, segment.cell[t], place.group) * given;
       T* to = cells + t * states * parts;
       if (given == parts && from.dtype == DtypeOf<T>::value) {
-        memcpy(to, static_cast<const T*>(from.data) + offset, states * parts * sizeof(T));
+        copy(static_cast<const T*>(from.data) + offset, states * parts, to);
         continue;
       }
       for (int64_t n = 0; n < states; ++n)
         for (int i = 0; i < parts; ++i) to[n * parts + i] = i < given ? read_one<T>(from, offset + n * given + i) : T(0);
     }
   }
+  // Rows are short: a call of memcpy would take longer than the copy.
+  static void copy(const T* from, int64_t count, T* to) {
+    for (; count >= 8; count -= 8, from += 8, to += 8) memcpy(to, from, 8 * sizeof(T));
+    for (; count > 0; --count) *to++ = *from++;
+  }
   void expect(const nvsubq_tensor& from, const Place& place, const Segment& next) const {
     if (!has(from) || !cells) return;
-    for (int t = 0; t < next.cells; ++t) expect_read(from, at(from, place.row, next.cell[t], place.group));
+    for (int t = 0; t < next.cells; ++t)
+      __builtin_prefetch(address(from, at(from, place.row, next.cell[t], place.group)));
   }
   Along<T, CX> of(int tile, int64_t n) const {
     if (cells) return {cells + n * parts, states * parts, Number<T, CX>{}};

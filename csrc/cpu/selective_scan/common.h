@@ -68,12 +68,9 @@ struct Place {
   int64_t channel(int tile) const {
     return first + int64_t(tile) * Simd<T>::W;
   }
-  // Asks for the rows of a cell of the next segment.
-  void expect_read(const nvsubq_tensor& t, int64_t cell, int64_t channel) const {
-    if (has(t)) ::expect_read(t, at(t, row, cell, channel));
-  }
-  void expect_write(const nvsubq_tensor& t, int64_t cell, int64_t channel) const {
-    if (has(t)) ::expect_write(t, at(t, row, cell, channel));
+  template <class T>
+  Lanes<T> of(const nvsubq_tensor& t, int tile) const {
+    return Lanes<T>(t, row, channel<T>(tile), lanes<T>(tile));
   }
 };
 
@@ -100,6 +97,33 @@ struct Segment {
   }
 };
 
+// The memory of a chunk's next segment, asked for line by line while the loops over states run: a walk jumps from row
+// to row, which no hardware foresees, and more lines at once than a core can wait for would stall it.
+struct Ahead {
+  static constexpr int kMost = 8;  // tensors
+  const char* first[kMost];
+  int64_t by_cell[kMost], by_tile[kMost];
+  const int64_t* cell = nullptr;
+  int each = 0, cells = 0, tiles = 0, at_cell = 0, at_tile = 0;
+
+  // The tensors [B, L, D] that are there.
+  template <class T>
+  void aim(std::initializer_list<const nvsubq_tensor*> tensors, const Place& place, const Segment& segment) {
+    each = at_cell = at_tile = 0, cells = segment.cells, tiles = place.tiles, cell = segment.cell;
+    for (const nvsubq_tensor* t : tensors) {
+      if (!has(*t) || each == kMost) continue;
+      const Lanes<T> x = place.of<T>(*t, 0);
+      first[each] = x.first, by_cell[each] = x.bytes, by_tile[each++] = Simd<T>::W * item_size(*t);
+    }
+  }
+  // One line of each; to be called once for each tile and step.
+  void ask() {
+    if (at_cell >= cells) return;
+    for (int i = 0; i < each; ++i) __builtin_prefetch(first[i] + cell[at_cell] * by_cell[i] + at_tile * by_tile[i]);
+    if (++at_tile == tiles) at_tile = 0, ++at_cell;
+  }
+};
+
 // Discretizations. The decay depends on da and A; the input's factor is w times a scale: w is d u for mamba, zoh and
 // bilinear and u for the others, the scale depends on d and A and is 1 but for zoh and bilinear.
 inline bool is_exponential(int64_t kind) {
@@ -116,29 +140,34 @@ struct Tile {
   bool same;  // da is d
 
   void take(Arena& arena) {
-    for (V** p : {&u, &d, &da, &w, &raw}) *p = arena.take<V>(kMaxCells);
+    for (V** p : {&u, &d, &da, &w, &raw}) *p = arena.take<V>(kMaxCells + 5);
   }
 
   void read(const Selective& a, const Place& place, const Segment& segment, int tile) {
     const int n = place.template lanes<T>(tile);
-    const int64_t channel = place.template channel<T>(tile), row = place.row;
+    const int64_t channel = place.template channel<T>(tile);
     const V bias = has(a.delta_bias) ? read_lanes<T>(a.delta_bias, at(a.delta_bias, channel), n) : V{};
-    const bool by_time = has(a.timesteps), by_delta = scales_input(a.discretization);
-    const V rate = by_time ? read_lanes<T>(a.delta_a, at(a.delta_a, channel), n) : V{};
-    same = !has(a.delta_a);
+    const bool soft = a.flags & NVSUBQ_SOFTPLUS, by_delta = scales_input(a.discretization);
+    const Lanes<T> in = place.of<T>(a.u, tile), step = place.of<T>(a.delta, tile);
     for (int t = 0; t < segment.cells; ++t) {
       const int64_t cell = segment.cell[t];
-      u[t] = read_lanes<T>(a.u, at(a.u, row, cell, channel), n);
-      V x = read_lanes<T>(a.delta, at(a.delta, row, cell, channel), n) + bias;
+      u[t] = in[cell];
+      V x = step[cell] + bias;
       raw[t] = x;
-      if (a.flags & NVSUBQ_SOFTPLUS) x = softplus<T>(x);
+      if (soft) x = softplus<T>(x);
       d[t] = x;
       w[t] = by_delta ? x * u[t] : u[t];
-      if (by_time) {
-        da[t] = rate * read_one<T>(a.timesteps, at(a.timesteps, row, cell));
-      } else {
-        da[t] = has(a.delta_a) ? read_lanes<T>(a.delta_a, at(a.delta_a, row, cell, channel), n) : x;
-      }
+    }
+    same = !has(a.delta_a);
+    if (same) {
+      da = d;
+    } else if (has(a.timesteps)) {
+      const V rate = read_lanes<T>(a.delta_a, at(a.delta_a, channel), n);
+      for (int t = 0; t < segment.cells; ++t)
+        da[t] = rate * read_one<T>(a.timesteps, at(a.timesteps, place.row, segment.cell[t]));
+    } else {
+      const Lanes<T> given = place.of<T>(a.delta_a, tile);
+      for (int t = 0; t < segment.cells; ++t) da[t] = given[segment.cell[t]];
     }
   }
 };
@@ -148,9 +177,7 @@ template <class T>
 inline void clear_absent(const nvsubq_tensor& t, const Place& place, const Steps& steps) {
   if (!has(t)) return;
   for (int64_t k = steps.count; k < steps.length; ++k)
-    for (int tile = 0; tile < place.tiles; ++tile)
-      write_lanes<T>(t, at(t, place.row, steps.cell(k), place.template channel<T>(tile)),
-                     place.template lanes<T>(tile), Vec<T>{});
+    for (int tile = 0; tile < place.tiles; ++tile) place.of<T>(t, tile).put(steps.cell(k), Vec<T>{});
 }
 
 }  // namespace

@@ -55,24 +55,21 @@ struct Forward {
     read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, x.state);
     const int64_t most = segment_cells(a.states), count = segments(a.length, a.states);
     Segment segment, next;
+    Ahead ahead;
     next.read(steps, 0, most);
     for (int64_t i = 0; i < count; ++i) {
       segment = next;
       next.read(steps, (i + 1) * most, most);
       x.given.expect(a, place, next);
+      ahead.aim<T>({&a.u, &a.delta, &a.z, &a.y}, place, next);
       if (segment.cells) x.given.read_segment(a, place, segment);
       for (int tile = 0; tile < place.tiles; ++tile) {
         Num* state = x.state + tile * a.states;
         if (i && a.saved) SavedStates<T, CX>(a, place, i, tile).write(state);
         if (!segment.cells) continue;
-        for (int t = 0; t < next.cells; ++t) {
-          for (const nvsubq_tensor* in : {&a.u, &a.delta, &a.z})
-            place.expect_read(*in, next.cell[t], place.channel<T>(tile));
-          place.expect_write(a.y, next.cell[t], place.channel<T>(tile));
-        }
         x.tile.read(a, place, segment, tile);
         for (int t = 0; t < segment.cells; ++t) x.out[t] = V{};
-        Loops::advance(a.discretization, x.tile, segment, x.given, tile, state, x.out, *x.memory);
+        Loops::advance(a.discretization, x.tile, segment, x.given, tile, state, x.out, ahead, *x.memory);
         write_outputs(place, segment, tile, x);
       }
     }
@@ -84,14 +81,15 @@ struct Forward {
     const int n = place.lanes<T>(tile);
     const int64_t channel = place.channel<T>(tile);
     const V skip = has(a.D) ? read_lanes<T>(a.D, at(a.D, channel), n) : V{};
+    const Lanes<T> gates = place.of<T>(a.z, tile), to = place.of<T>(a.y, tile);
     for (int t = 0; t < segment.cells; ++t) {
       V y = CX ? x.out[t] * T(2) : x.out[t];
       if (has(a.D)) y = y + skip * x.tile.u[t];
-      if (has(a.z)) {
-        const V z = read_lanes<T>(a.z, at(a.z, place.row, segment.cell[t], channel), n);
+      if (gates.there) {
+        const V z = gates[segment.cell[t]];
         y = y * (z * sigmoid<T>(z));
       }
-      write_lanes<T>(a.y, at(a.y, place.row, segment.cell[t], channel), n, y);
+      to.put(segment.cell[t], y);
     }
   }
 };

@@ -1,7 +1,8 @@
 """Steps of whole cores on the native library, each in one call.
 
 A step serves plain, dense tensors that fit exactly, and gives None for all else: the core then composes its
-ops, which serve more and say what is wrong.
+ops, which serve more and say what is wrong. A step of a small core takes some ten microseconds, so structs
+are packed once for each signature, and a call only looks at its tensors and puts their addresses in.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import struct
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from nvsubq.ops.native import library
-from nvsubq.ops.native.library import ABI, DOUBLE, PRESENT, Layout
+from nvsubq.ops.native.library import ABI, COMPLEX, DOUBLE, PRESENT, Layout
 
 MAMBA = Layout(
     scalars=(
@@ -67,22 +69,21 @@ S5 = Layout(
 )
 KINDS = {"mamba": 0, "zoh": 1, "async": 1, "bilinear": 2, "dirac": 3}
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-_STATES = {torch.float32: 0, torch.float64: 1, torch.complex64: 0, torch.complex128: 1}
-_F64, _COMPLEX = 1, 2
-_PLAIN = (Tensor, Parameter)
-_STRIDED = torch.strided
-_ABSENT = (0, 0, 0, 0, 0, 0, 0)
-_NONE: tuple[None, None] = (None, None)
-_SHAPES_KEPT = 1024
-
 # Up to this many rows the library's own projections are at least as fast as torch's. Few CPUs multiply fp16,
 # and torch's product of it is slow on the others; many do bf16.
 _ROWS_INSIDE = {torch.float32: 16, torch.float64: 16, torch.float16: 64, torch.bfloat16: 4}
 
 Shape = tuple[int, ...]
-Dense = tuple[Shape, tuple[int, ...]]  # a shape, and the four strides of a dense tensor of it
 
+_ABSENT, _F32, _F64, _F16, _BF16, _C64, _C128 = -1, 0, 1, 2, 3, 4, 5
+_CODES = {
+    torch.float32: _F32, torch.float64: _F64, torch.float16: _F16, torch.bfloat16: _BF16,
+    torch.complex64: _C64, torch.complex128: _C128,
+}  # fmt: skip
+_DOUBLES = (_F64, _C128)
+_PLAIN = (Tensor, Parameter)
+_STRIDED = torch.strided
+_KEPT = 1024  # signatures, of each step and thread
 
 _AS_DOUBLE, _AS_INTEGER = struct.Struct("=d"), struct.Struct("=q")
 
@@ -94,143 +95,161 @@ def bits(value: float) -> int:
     return found
 
 
-class Unserved(Exception):
-    """The call is left to the composition."""
-
-
-def dense(*shape: int) -> Dense:
-    """A shape and its strides, of which torch is free in those of an axis of one element.
+def strides(shape: Shape) -> tuple[int, ...]:
+    """The four strides of a dense tensor, of which torch is free in those of an axis of one element.
 
     Example:
-        >>> dense(2, 3)
-        ((2, 3), (3, 1, 0, 0))
+        >>> strides((2, 3))
+        (3, 1, 0, 0)
     """
-    strides = [1]
+    found = [1]
     for size in reversed(shape[1:]):
-        strides.insert(0, strides[0] * size)
-    return shape, (*strides, 0, 0, 0)[:4]
+        found.insert(0, found[0] * size)
+    return (*found, 0, 0, 0)[:4]
 
 
-class Fields:
-    """The tensors of a call as the struct has them, or Unserved."""
+class _Struct:
+    """A packed struct, complete but for the addresses of its tensors, and its own share of a workspace."""
 
-    def __init__(self) -> None:
-        self.values: list[int] = []
-        self.double = False
+    def __init__(self, packed: ctypes.Array, work: Tensor, first: int) -> None:
+        self.packed, self.work = packed, work
+        self.words = memoryview(packed).cast("B").cast("Q")
+        self.first = first  # word of the first tensor's address; the next ones are six words apart
 
-    def rows(self, tensor: Tensor, width: int) -> None:
-        """Activations `[B, width]`; their rows may lie apart."""
-        code = _DTYPES.get(tensor.dtype)
-        if code is None or type(tensor) not in _PLAIN or tensor.layout is not _STRIDED or not tensor.is_cpu:
-            raise Unserved
-        between, within = tensor.stride()
-        if tensor.shape[1] != width or (within != 1 and width > 1) or tensor.is_neg():
-            raise Unserved
-        self.double |= code == _F64
-        self.values += (tensor.data_ptr(), between, 1, 0, 0, code, PRESENT)
-
-    def weights(self, tensors: Sequence[Tensor | None], shapes: Sequence[Dense]) -> None:
-        """Weights and what is kept of a convolution: dense, each of its shape."""
-        for tensor, (shape, strides) in zip(tensors, shapes, strict=True):
-            if tensor is None:
-                self.values += _ABSENT
-                continue
-            code = _DTYPES.get(tensor.dtype)
-            if (
-                code is None
-                or type(tensor) not in _PLAIN
-                or tensor.layout is not _STRIDED
-                or not tensor.is_cpu
-                or tensor.shape != shape
-                or not tensor.is_contiguous()
-            ):
-                raise Unserved
-            self.double |= code == _F64
-            self.values += (tensor.data_ptr(), *strides, code, PRESENT)
-
-    def state(self, tensor: Tensor, shape: Dense, *, is_complex: bool = False) -> None:
-        """The recurrent state, after all inputs: fp32, or fp64 where any of them is."""
-        code = _STATES.get(tensor.dtype)
-        if (
-            code is None
-            or type(tensor) not in _PLAIN
-            or tensor.layout is not _STRIDED
-            or not tensor.is_cpu
-            or tensor.shape != shape[0]
-            or not tensor.is_contiguous()
-            or tensor.is_complex() != is_complex
-            or (is_complex and tensor.is_conj())
-            or (code == _F64) < self.double
-        ):
-            raise Unserved
-        self.double = code == _F64
-        flags = PRESENT | _COMPLEX if is_complex else PRESENT
-        self.values += (tensor.data_ptr(), *shape[1], code, flags)
-
-    def output(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """Make the output, once all else is there."""
-        y = torch.empty((rows, width), dtype=dtype, device="cpu")
-        self.values += (y.data_ptr(), width, 1, 0, 0, _DTYPES[dtype], PRESENT)
-        return y
-
-    @property
-    def flags(self) -> int:
-        return DOUBLE if self.double else 0
+    def point(self, addresses: Sequence[int]) -> ctypes.Array:
+        words, at = self.words, self.first
+        for address in addresses:
+            words[at] = address
+            at += 6
+        return self.packed
 
 
-class _Call:
-    """One C function, its struct packed anew for each call into memory of this thread."""
+class _Step:
+    """One C function of a step.
 
-    def __init__(self, name: str, layout: Layout) -> None:
+    Args:
+        name: of the function, without its prefix.
+        layout: of its struct.
+        alike: tensors that torch would multiply with x: they must have its dtype.
+        is_complex: whether the recurrent state is.
+    """
+
+    def __init__(self, name: str, layout: Layout, alike: Sequence[str], *, is_complex: bool = False) -> None:
         self.name = f"nvsubq_{name}"
         self.layout = layout
         self.packer = layout.packer()
+        self.alike = [layout.tensors.index(tensor) for tensor in alike]
+        self.state = layout.tensors.index("state")
+        self.is_complex = is_complex
+        self.flags = layout.scalars.index("flags")
         self.local = threading.local()
 
-    def __call__(self, scalars: Sequence[int], fields: Sequence[int]) -> None:
+    def __call__(self, scalars: tuple[int, ...], tensors: Sequence[Any], shapes: Sequence[Shape]) -> bool:
+        """Run the step, or say that it is not served. `scalars` lack what `_complete` adds."""
+        codes: list[int | None] = []
+        addresses = []
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            if tensor is None:
+                codes.append(_ABSENT)
+                addresses.append(0)
+                continue
+            if (
+                tensor.shape != shape
+                or type(tensor) not in _PLAIN
+                or not tensor.is_cpu
+                or tensor.layout is not _STRIDED
+                or not tensor.is_contiguous()
+            ):
+                return False
+            codes.append(_CODES.get(tensor.dtype))
+            addresses.append(tensor.data_ptr())
         local = self.local
-        if not hasattr(local, "buffer"):
-            local.buffer = ctypes.create_string_buffer(self.packer.size)
-            local.work = torch.empty(0, dtype=torch.uint8, device="cpu")
-            local.needed = {}  # bytes by the call's scalars
-            local.function = getattr(library.library(), self.name)
-        scalars = (*scalars, 0, torch.get_num_threads(), library.forced_level)  # device, threads, level
-        if scalars not in local.needed:
-            self._reserve(scalars, fields)
-        buffer, work = local.buffer, local.work
-        memory = (work.data_ptr(), work.numel(), 0, 0, 0)
-        self.packer.pack_into(buffer, 0, self.packer.size, ABI, *scalars, *memory, *fields)
-        if local.function(buffer):
+        key = (scalars, tuple(codes), torch.get_num_threads(), library.forced_level)
+        try:
+            packed = local.structs[key]
+        except (AttributeError, KeyError):
+            packed = self._pack(key, shapes)
+        if packed is None:
+            return False
+        if local.function(packed.point(addresses)):
             raise RuntimeError(f"{self.name}: {library.library().nvsubq_last_error().decode()}.")
+        return True
 
-    def _reserve(self, scalars: Sequence[int], fields: Sequence[int]) -> None:
-        """Make the workspace of this thread, which is kept, large enough."""
+    def _pack(self, key: tuple, shapes: Sequence[Shape]) -> _Struct | None:
+        """Make the struct of a signature, or None where it is not served; remember either."""
         local = self.local
-        memory = (0, 0, 0, 0, 0)
-        self.packer.pack_into(local.buffer, 0, self.packer.size, ABI, *scalars, *memory, *fields)
-        needed = getattr(library.library(), f"{self.name}_workspace")(local.buffer)
+        if not hasattr(local, "structs"):
+            local.structs = {}
+            local.function = getattr(library.library(), self.name)
+            local.work = torch.empty(0, dtype=torch.uint8, device="cpu")
+        if len(local.structs) >= _KEPT:
+            local.structs.clear()
+        scalars, codes, threads, level = key
+        packed = self._made(scalars, codes, threads, level, shapes) if self._serves(codes) else None
+        local.structs[key] = packed
+        return packed
+
+    def _serves(self, codes: Sequence[int | None]) -> bool:
+        if None in codes or any(codes[i] not in (_ABSENT, codes[0]) for i in self.alike):
+            return False
+        double = any(code in _DOUBLES for code in codes)
+        exact = (_C128 if double else _C64) if self.is_complex else (_F64 if double else _F32)
+        others = (code for i, code in enumerate(codes) if i != self.state)
+        return codes[self.state] == exact and all(code not in (_C64, _C128) for code in others)
+
+    def _made(
+        self,
+        scalars: tuple[int, ...],
+        codes: Sequence[int],
+        threads: int,
+        level: int,
+        shapes: Sequence[Shape],
+    ) -> _Struct:
+        flags = DOUBLE if any(code in _DOUBLES for code in codes) else 0
+        complete = (*scalars[: self.flags], flags, *scalars[self.flags :], 0, threads, level)
+        fields: list[int] = []
+        for code, shape in zip(codes, shapes, strict=True):
+            if code == _ABSENT:
+                fields += (0,) * 7
+            else:
+                dtype, flag = (code - _C64, PRESENT | COMPLEX) if code >= _C64 else (code, PRESENT)
+                fields += (0, *strides(shape), dtype, flag)
+        buffer = ctypes.create_string_buffer(self.packer.size)
+
+        def pack(work: Tensor | None) -> None:
+            memory = (0, 0) if work is None else (work.data_ptr(), work.numel())
+            self.packer.pack_into(buffer, 0, self.packer.size, ABI, *complete, *memory, 0, 0, 0, *fields)
+
+        pack(None)
+        needed = getattr(library.library(), f"{self.name}_workspace")(buffer)
         if needed < 0:
             raise RuntimeError(f"{self.name}_workspace: {library.library().nvsubq_last_error().decode()}.")
-        if needed > local.work.numel():
-            local.work = torch.empty(needed, dtype=torch.uint8, device="cpu")
-        if len(local.needed) >= _SHAPES_KEPT:
-            local.needed.clear()
-        local.needed[scalars] = needed
+        if needed > self.local.work.numel():
+            self.local.work = torch.empty(needed, dtype=torch.uint8, device="cpu")
+        pack(self.local.work)
+        return _Struct(buffer, self.local.work, 1 + len(self.layout.scalars) + 5)
 
 
-_MAMBA, _MAMBA2 = _Call("mamba_step", MAMBA), _Call("mamba2_step", MAMBA2)
-_RGLRU, _S5 = _Call("rglru_step", RGLRU), _Call("s5_step", S5)
+_MAMBA = _Step(
+    "mamba_step", MAMBA, ("in_weight", "in_bias", "x_proj", "dt_weight", "out_weight", "out_bias", "y")
+)
+_MAMBA2 = _Step("mamba2_step", MAMBA2, ("in_weight", "in_bias", "out_weight", "out_bias", "y"))
+_RGLRU = _Step(
+    "rglru_step",
+    RGLRU,
+    (
+        "gate", "in_weight", "in_bias", "gate_weight", "gate_bias", "r_weight", "i_weight", "out_weight",
+        "out_bias", "y",
+    ),
+)  # fmt: skip
+_S5 = _Step("s5_step", S5, ("B", "C", "y"), is_complex=True)
 
 
-def _inside(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether the projections go into the call; Unserved where torch would not multiply these dtypes."""
-    dtype = x.dtype
-    if dtype not in _ROWS_INSIDE:
-        raise Unserved
-    for weight in weights:
-        if weight is not None and weight.dtype != dtype:
-            raise Unserved
-    return x.shape[0] <= _ROWS_INSIDE[dtype]
+def _given(x: Any) -> Any:
+    """Activations, or None, as a step reads them: dense, nothing lazy."""
+    if x is None:
+        return None
+    return x.resolve_neg().contiguous() if x.is_neg() or not x.is_contiguous() else x
 
 
 def _written(*states: Tensor) -> None:
@@ -240,13 +259,15 @@ def _written(*states: Tensor) -> None:
             increment_version(state)
 
 
-@lru_cache(_SHAPES_KEPT)
-def _mamba_shapes(batch: int, model: int, width: int, states: int, rank: int, taps: int) -> tuple[Dense, ...]:
+@lru_cache(_KEPT)
+def _mamba_shapes(
+    batch: int, model: int, width: int, states: int, rank: int, taps: int, inside: bool
+) -> tuple[Shape, ...]:
+    first, last = (model, model) if inside else (2 * width, width)
     return (
-        dense(2 * width, model), dense(2 * width), dense(batch, width, taps), dense(width, 1, taps),
-        dense(width), dense(rank + 2 * states, width), dense(width, rank), dense(width),
-        dense(width, states), dense(width), dense(batch), dense(batch, width, states), dense(model, width),
-        dense(model),
+        (batch, 1, first), (2 * width, model), (2 * width,), (batch, width, taps), (width, 1, taps),
+        (width,), (rank + 2 * states, width), (width, rank), (width,), (width, states), (width,), (batch,),
+        (batch, width, states), (model, width), (model,), (batch, 1, last),
     )  # fmt: skip
 
 
@@ -269,43 +290,43 @@ def mamba_step(
     discretization: str,
 ) -> Tensor | None:
     """Native form of `nvsubq.ops.steps.mamba_step`."""
-    fields = Fields()
-    (batch, model), (width, states) = x.shape, A_log.shape
-    rank, taps = dt_weight.shape[-1], conv_weight.shape[-1]
-    shapes = _mamba_shapes(batch, model, width, states, rank, taps)
-    v, first, last = x, (in_weight, in_bias), (out_weight, out_bias)
-    try:
-        inside = _inside(x, in_weight, in_bias, x_proj, dt_weight, out_weight, out_bias)
-        if not inside:
-            v, first, last = F.linear(x, *first), _NONE, _NONE
-        fields.rows(v, model if inside else 2 * width)
-        fields.weights(
-            (*first, conv_state, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D, timesteps),
-            shapes[:11],
-        )
-        fields.state(state, shapes[11])
-        fields.weights(last, shapes[12:])
-    except Unserved:
+    batch, _, model = x.shape
+    (width, states), rank, taps = A_log.shape, dt_weight.shape[-1], conv_weight.shape[-1]
+    inside = batch <= _ROWS_INSIDE.get(x.dtype, 0)
+    first: tuple[Any, ...] = in_weight, in_bias
+    last: tuple[Any, ...] = out_weight, out_bias
+    if inside:
+        v, y = _given(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+    else:
+        v, y = F.linear(x, *first), x.new_empty((batch, 1, width))
+        first = last = (None, None)
+    served = _MAMBA(
+        (batch, model, width, states, rank, taps, KINDS[discretization]),
+        (
+            v, *first, conv_state, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D,
+            _given(timesteps), state, *last, y,
+        ),
+        _mamba_shapes(batch, model, width, states, rank, taps, inside),
+    )  # fmt: skip
+    if not served:
         return None
-    y = fields.output(batch, model if inside else width, x.dtype)
-    scalars = (batch, model, width, states, rank, taps, fields.flags, KINDS[discretization])
-    _MAMBA(scalars, fields.values)
     _written(conv_state, state)
     return y if inside else F.linear(y, out_weight, out_bias)
 
 
-@lru_cache(_SHAPES_KEPT)
+@lru_cache(_KEPT)
 def _mamba2_shapes(
     batch: int, model: int, heads: int, head_width: int, states: int, groups: int, taps: int, mlp: int,
-    skips: int,
-) -> tuple[Dense, ...]:  # fmt: skip
+    skips: int, inside: bool,
+) -> tuple[Shape, ...]:  # fmt: skip
     width = heads * head_width
     conv_width = width + 2 * groups * states
     rows = 2 * mlp + width + conv_width + heads
+    first, last = (model, model) if inside else (rows, mlp + width)
     return (
-        dense(rows, model), dense(rows), dense(batch, conv_width, taps), dense(conv_width, 1, taps),
-        dense(conv_width), dense(heads), dense(heads), dense(skips), dense(width),
-        dense(batch, heads, head_width, states), dense(model, mlp + width), dense(model),
+        (batch, 1, first), (rows, model), (rows,), (batch, conv_width, taps), (conv_width, 1, taps),
+        (conv_width,), (heads,), (heads,), (skips,), (width,), (batch, heads, head_width, states),
+        (model, mlp + width), (model,), (batch, 1, last),
     )  # fmt: skip
 
 
@@ -326,53 +347,46 @@ def mamba2_step(
     norm_eps: float,
     norm_before_gate: bool,
     groups: int,
+    channel_skip: bool,
     dt_limit: tuple[float, float],
 ) -> Tensor | None:
     """Native form of `nvsubq.ops.steps.mamba2_step`."""
     if state.dim() != 4:
         return None
-    fields = Fields()
-    (batch, model), (_, heads, head_width, states) = x.shape, state.shape
-    width, taps, skips = heads * head_width, conv_weight.shape[-1], D.shape[0]
+    batch, _, model = x.shape
+    (_, heads, head_width, states), taps = state.shape, conv_weight.shape[-1]
+    width = heads * head_width
     mlp = out_weight.shape[-1] - width
-    by_channel = skips != heads or head_width == 1
-    if mlp < 0 or (by_channel and skips != width):
+    if mlp < 0:
         return None
-    shapes = _mamba2_shapes(batch, model, heads, head_width, states, groups, taps, mlp, skips)
-    v, first, last = x, (in_weight, in_bias), (out_weight, out_bias)
-    try:
-        inside = _inside(x, in_weight, in_bias, out_weight, out_bias)
-        if not inside:
-            v, first, last = F.linear(x, *first), _NONE, _NONE
-        fields.rows(v, model if inside else shapes[0][0][0])
-        fields.weights(
-            (*first, conv_state, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight), shapes[:9]
-        )
-        fields.state(state, shapes[9])
-        fields.weights(last, shapes[10:])
-    except Unserved:
-        return None
-    y = fields.output(batch, model if inside else mlp + width, x.dtype)
-    sizes = (batch, model, width, states, heads, groups, taps, mlp)
-    scalars = (
-        *sizes,
-        fields.flags,
-        int(norm_before_gate),
-        int(by_channel),
-        *map(bits, dt_limit),
-        bits(norm_eps),
+    inside = batch <= _ROWS_INSIDE.get(x.dtype, 0)
+    first: tuple[Any, ...] = in_weight, in_bias
+    last: tuple[Any, ...] = out_weight, out_bias
+    if inside:
+        v, y = _given(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+    else:
+        v, y = F.linear(x, *first), x.new_empty((batch, 1, mlp + width))
+        first = last = (None, None)
+    options = int(norm_before_gate), int(channel_skip), *map(bits, dt_limit), bits(norm_eps)
+    skips = width if channel_skip else heads
+    served = _MAMBA2(
+        (batch, model, width, states, heads, groups, taps, mlp, *options),
+        (v, *first, conv_state, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, state, *last, y),
+        _mamba2_shapes(batch, model, heads, head_width, states, groups, taps, mlp, skips, inside),
     )
-    _MAMBA2(scalars, fields.values)
+    if not served:
+        return None
     _written(conv_state, state)
     return y if inside else F.linear(y, out_weight, out_bias)
 
 
-@lru_cache(_SHAPES_KEPT)
-def _rglru_shapes(batch: int, model: int, width: int, taps: int) -> tuple[Dense, ...]:
+@lru_cache(_KEPT)
+def _rglru_shapes(batch: int, model: int, width: int, taps: int, inside: bool) -> tuple[Shape, ...]:
+    first, last = (model, model) if inside else (width, width)
     return (
-        dense(width, model), dense(width), dense(width, model), dense(width), dense(batch, width, taps),
-        dense(width, 1, taps), dense(width), dense(width, width), dense(width), dense(width, width),
-        dense(width), dense(width, 1), dense(batch, width, 1), dense(model, width), dense(model),
+        (batch, 1, first), (batch, 1, width), (width, model), (width,), (width, model), (width,),
+        (batch, width, taps), (width, 1, taps), (width,), (width, width), (width,), (width, width), (width,),
+        (width, 1), (batch, width, 1), (model, width), (model,), (batch, 1, last),
     )  # fmt: skip
 
 
@@ -396,39 +410,37 @@ def rglru_step(
     c: float,
 ) -> Tensor | None:
     """Native form of `nvsubq.ops.steps.rglru_step`."""
-    fields = Fields()
-    (batch, model), width, taps = x.shape, a_log.shape[0], conv_weight.shape[-1]
-    shapes = _rglru_shapes(batch, model, width, taps)
-    v, gate, first, last = x, None, (in_weight, in_bias, gate_weight, gate_bias), (out_weight, out_bias)
-    try:
-        inside = _inside(x, *first, r_weight, i_weight, *last)
-        if inside:
-            fields.rows(x, model)
-            fields.values += _ABSENT
-        else:
-            v, gate = F.linear(x, in_weight, in_bias), F.linear(x, gate_weight, gate_bias)
-            first, last = (None,) * 4, _NONE
-            fields.rows(v, width)
-            fields.rows(gate, width)
-        fields.weights(
-            (*first, conv_state, conv_weight, conv_bias, r_weight, r_bias, i_weight, i_bias, a_log),
-            shapes[:12],
-        )
-        fields.state(state, shapes[12])
-        fields.weights(last, shapes[13:])
-    except Unserved:
+    batch, _, model = x.shape
+    width, taps = a_log.shape[0], conv_weight.shape[-1]
+    inside = batch <= _ROWS_INSIDE.get(x.dtype, 0)
+    first: tuple[Any, ...] = in_weight, in_bias, gate_weight, gate_bias
+    last: tuple[Any, ...] = out_weight, out_bias
+    gate: Tensor | None = None
+    if inside:
+        v, y = _given(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+    else:
+        v, gate = F.linear(x, *first[:2]), F.linear(x, *first[2:])
+        y = x.new_empty((batch, 1, width))
+        first, last = (None,) * 4, (None, None)
+    served = _RGLRU(
+        (batch, model, width, taps, bits(c)),
+        (
+            v, gate, *first, conv_state, conv_weight, conv_bias, r_weight, r_bias, i_weight, i_bias, a_log,
+            state, *last, y,
+        ),
+        _rglru_shapes(batch, model, width, taps, inside),
+    )  # fmt: skip
+    if not served:
         return None
-    y = fields.output(batch, model if inside else width, x.dtype)
-    _RGLRU((batch, model, width, taps, fields.flags, bits(c)), fields.values)
     _written(conv_state, state)
     return y if inside else F.linear(y, out_weight, out_bias)
 
 
-@lru_cache(_SHAPES_KEPT)
-def _s5_shapes(batch: int, width: int, states: int) -> tuple[Dense, ...]:
+@lru_cache(_KEPT)
+def _s5_shapes(batch: int, width: int, states: int) -> tuple[Shape, ...]:
     return (
-        dense(states, 2), dense(states, width, 2), dense(width, states, 2), dense(width), dense(states),
-        dense(batch), dense(batch, states),
+        (batch, 1, width), (states, 2), (states, width, 2), (width, states, 2), (width,), (states,),
+        (batch,), (batch, states), (batch, 1, width),
     )  # fmt: skip
 
 
@@ -446,26 +458,17 @@ def s5_step(
     conj_sym: bool,
 ) -> Tensor | None:
     """Native form of `nvsubq.ops.steps.s5_step`."""
-    fields = Fields()
-    (batch, width), states = u.shape, A.shape[0]
-    shapes = _s5_shapes(batch, width, states)
-    try:
-        _inside(u, B, C)
-        fields.rows(u, width)
-        fields.weights((A, B, C, D, log_dt, timesteps), shapes[:6])
-        fields.state(state, shapes[6], is_complex=True)
-    except Unserved:
+    if state.is_conj():
         return None
-    y = fields.output(batch, width, u.dtype)
-    scalars = (
-        batch,
-        width,
-        states,
-        fields.flags,
-        KINDS[discretization],
-        bits(step_rescale),
-        bits(2.0 if conj_sym else 1.0),
+    batch, _, width = u.shape
+    states = A.shape[0]
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    served = _S5(
+        (batch, width, states, KINDS[discretization], bits(step_rescale), bits(2.0 if conj_sym else 1.0)),
+        (_given(u), A, B, C, D, log_dt, _given(timesteps), state, y),
+        _s5_shapes(batch, width, states),
     )
-    _S5(scalars, fields.values)
+    if not served:
+        return None
     _written(state)
     return y
