@@ -23,7 +23,7 @@ export ASAN_OPTIONS=detect_leaks=0 # torch and Python hold on to much when they 
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 build="build/sanitize-$mode"
 levels="baseline;avx2;avx512"
-tests=(tests/ops/test_native*.py)
+tests=(tests/ops/test_native*.py tests/cores/test_fused_steps.py)
 if [ "$mode" = quick ]; then
     levels=baseline
     tests+=(-m "not slow" -k "not fork and not without_a_compiler and not 4097 and not environment_forces")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nvsubq.ops import backends, causal_conv1d, dispatch, native
-from nvsubq.ops.native import call, conv, library, linear, rglru, selective, ssd
+from nvsubq.ops.native import call, conv, library, linear, rglru, selective, ssd, steps
 from nvsubq.ops.native.walking import Tables
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,10 @@ STRUCTS = {
     "nvsubq_linear_scan_args": linear.LAYOUT,
     "nvsubq_rglru_scan_args": rglru.LAYOUT,
     "nvsubq_ssd_scan_args": ssd.LAYOUT,
+    "nvsubq_mamba_step_args": steps.MAMBA,
+    "nvsubq_mamba2_step_args": steps.MAMBA2,
+    "nvsubq_rglru_step_args": steps.RGLRU,
+    "nvsubq_s5_step_args": steps.S5,
 }
 needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
 
@@ -79,6 +83,10 @@ def test_sizes_are_pinned() -> None:
         "nvsubq_linear_scan_args": 848,
         "nvsubq_rglru_scan_args": 1224,
         "nvsubq_ssd_scan_args": 1360,
+        "nvsubq_mamba_step_args": 904,
+        "nvsubq_mamba2_step_args": 856,
+        "nvsubq_rglru_step_args": 984,
+        "nvsubq_s5_step_args": 560,
     }
 
 
@@ -157,6 +165,18 @@ def test_the_package_installs_without_a_compiler(tmp_path: Path) -> None:
     installed = out / "nvsubq" / "lib"
     assert [path.name for path in installed.iterdir()] == ["why_not_native.txt"]
     assert "no working C++ compiler" in library.open_library(installed)[1]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_a_library_of_other_sources(tmp_path: Path) -> None:
+    """As after a change of branch without a build: not active, and told, but nothing breaks."""
+    source, built = tmp_path / "old.c", tmp_path / "old.so"
+    source.write_text(f"unsigned nvsubq_abi(void) {{ return {library.ABI}; }}")
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(built)], check=True)
+    found, reason = library.open_file(built)
+    assert found is None
+    assert reason.startswith("the native library is not of this version of nvsubq: ")
+    assert "nvsubq_build_info" in reason
 
 
 @needs_native
