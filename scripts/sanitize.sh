@@ -24,12 +24,12 @@ export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 build="build/sanitize-$mode"
 levels="baseline;avx2;avx512"
 options=()
-files=(tests/ops/test_native_*.py)
+files=(tests/ops/test_native_*.py tests/cores/test_fused_steps.py)
 if [ "$mode" = quick ]; then
     levels=baseline
     # Without what costs much and has a sibling that touches memory in the same way, or touches none.
     options=(-m "not slow" -k "not fork and not 4097 and not environment and not float16 and not gradcheck and not 300-64")
-    files=(tests/ops/test_native_[!l]*.py tests/ops/test_native_laws.py)
+    files=(tests/ops/test_native_[!l]*.py tests/ops/test_native_laws.py tests/cores/test_fused_steps.py)
 fi
 cmake -S csrc -B "$build" -DNVSUBQ_SANITIZE=address,undefined "-DNVSUBQ_LEVELS=$levels" >/dev/null
 cmake --build "$build" --parallel "$(nproc)" >/dev/null

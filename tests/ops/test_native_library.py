@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nvsubq.ops import backends, causal_conv1d, dispatch, native
-from nvsubq.ops.native import call, conv, library, linear, rglru, selective, ssd
+from nvsubq.ops.native import call, conv, library, linear, rglru, selective, ssd, steps
 from nvsubq.ops.native.walking import Tables
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,10 @@ STRUCTS = {
     "nvsubq_linear_scan_args": linear.LAYOUT,
     "nvsubq_rglru_scan_args": rglru.LAYOUT,
     "nvsubq_ssd_scan_args": ssd.LAYOUT,
+    "nvsubq_mamba_step_args": steps.MAMBA,
+    "nvsubq_mamba2_step_args": steps.MAMBA2,
+    "nvsubq_rglru_step_args": steps.RGLRU,
+    "nvsubq_s5_step_args": steps.S5,
 }
 needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
 
@@ -79,6 +83,10 @@ def test_sizes_are_pinned() -> None:
         "nvsubq_linear_scan_args": 848,
         "nvsubq_rglru_scan_args": 1224,
         "nvsubq_ssd_scan_args": 1360,
+        "nvsubq_mamba_step_args": 904,
+        "nvsubq_mamba2_step_args": 856,
+        "nvsubq_rglru_step_args": 984,
+        "nvsubq_s5_step_args": 560,
     }
 
 

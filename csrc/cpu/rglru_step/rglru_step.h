@@ -2,8 +2,6 @@
 #ifndef NVSUBQ_CPU_RGLRU_STEP_H
 #define NVSUBQ_CPU_RGLRU_STEP_H
 
-#include <math.h>
-
 #include "../simd_math.h"
 #include "../step.h"
 
@@ -63,7 +61,7 @@ struct RGLRUStep {
     const int64_t n = least(kChunk, a.width - c);
     matvec<T>(a.r_weight, a.width, c, n, {u, a.width, a.batch, a.width, s.r, kChunk});
     matvec<T>(a.i_weight, a.width, c, n, {u, a.width, a.batch, a.width, s.i, kChunk});
-    T r_bias[kChunk] = {}, i_bias[kChunk] = {}, log_a[kChunk] = {}, open[kChunk] = {};
+    T r_bias[kChunk] = {}, i_bias[kChunk] = {}, log_a[kChunk] = {};
     read_row<T>(a.r_bias, c, n, r_bias);
     read_row<T>(a.i_bias, c, n, i_bias);
     read_row<T>(a.a_log, c, n, log_a);
@@ -71,28 +69,18 @@ struct RGLRUStep {
     for (int64_t b = 0; b < a.batch; ++b) {
       T* state = static_cast<T*>(a.state.data) + b * a.width + c;
       T* to = y + b * a.width + c;
-      for (int64_t k = 0; k < n; ++k) open[k] = gelu(gate[b * a.width + c + k]);
+      const T* g = gate + b * a.width + c;
       for (int64_t k = 0; k < n; k += W) {
         const V r = sigmoid<T>(load<T>(s.r + b * kChunk + k, n - k) + load<T>(r_bias + k, W));
         const V i = sigmoid<T>(load<T>(s.i + b * kChunk + k, n - k) + load<T>(i_bias + k, W));
-        const V exponent = r * load<T>(log_a + k, W), twice = T(2) * exponent;
-        V over, slope;  // 1 - a^2 = -expm1(2 log a), with all its digits where a is close to 1
-        expm1_over<T>(twice, expv<T>(twice), &over, &slope);
-        const V norm = root(-twice * over);
+        const V exponent = r * load<T>(log_a + k, W);
+        const V rest = -expm1v<T>(T(2) * exponent);  // 1 - a^2 with all its digits where a is close to 1
+        const V norm = sqrtv(rest > T(0) ? rest : V{});
         const V now = expv<T>(exponent) * load<T>(state + k, n - k) + norm * i * load<T>(u + b * a.width + c + k, n - k);
         store<T>(state + k, n - k, now);
-        store<T>(to + k, n - k, now * load<T>(open + k, W));
+        store<T>(to + k, n - k, now * gelu_erf<T>(load<T>(g + k, n - k)).value);
       }
     }
-  }
-
-  static T gelu(T x) { return T(0.5) * x * (T(1) + erf(x * T(0.70710678118654752440))); }
-  static float erf(float x) { return ::erff(x); }
-  static double erf(double x) { return ::erf(x); }
-
-  static V root(V x) {
-    for (int i = 0; i < W; ++i) x[i] = x[i] > T(0) ? T(sqrt(x[i])) : T(0);
-    return x;
   }
 };
 

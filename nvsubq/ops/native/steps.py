@@ -245,8 +245,10 @@ _RGLRU = _Step(
 _S5 = _Step("s5_step", S5, ("B", "C", "y"), is_complex=True)
 
 
-def _given(x: Tensor) -> Tensor:
-    """Activations as a step reads them: dense, nothing lazy."""
+def _given(x: Any) -> Any:
+    """Activations, or None, as a step reads them: dense, nothing lazy."""
+    if x is None:
+        return None
     return x.resolve_neg().contiguous() if x.is_neg() or not x.is_contiguous() else x
 
 
@@ -301,8 +303,8 @@ def mamba_step(
     served = _MAMBA(
         (batch, model, width, states, rank, taps, KINDS[discretization]),
         (
-            v, *first, conv_state, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D, timesteps,
-            state, *last, y,
+            v, *first, conv_state, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D,
+            _given(timesteps), state, *last, y,
         ),
         _mamba_shapes(batch, model, width, states, rank, taps, inside),
     )  # fmt: skip
@@ -463,7 +465,7 @@ def s5_step(
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     served = _S5(
         (batch, width, states, KINDS[discretization], bits(step_rescale), bits(2.0 if conj_sym else 1.0)),
-        (_given(u), A, B, C, D, log_dt, timesteps, state, y),
+        (_given(u), A, B, C, D, log_dt, _given(timesteps), state, y),
         _s5_shapes(batch, width, states),
     )
     if not served:
