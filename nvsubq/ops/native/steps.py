@@ -71,7 +71,7 @@ KINDS = {"mamba": 0, "zoh": 1, "async": 1, "bilinear": 2, "dirac": 3}
 
 # Up to this many rows the library's own projections are at least as fast as torch's. Few CPUs multiply fp16,
 # and torch's product of it is slow on the others; many do bf16.
-_ROWS_INSIDE = {torch.float32: 16, torch.float64: 16, torch.float16: 64, torch.bfloat16: 4}
+_ROWS_INSIDE = {torch.float32: 64, torch.float64: 64, torch.float16: 64, torch.bfloat16: 4}
 
 Shape = tuple[int, ...]
 
