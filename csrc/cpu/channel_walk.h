@@ -66,6 +66,21 @@ void for_places(Self& self, int64_t batch, const Chunks& chunks, int64_t threads
       &self);
 }
 
+// Asks for the channels of a cell that will be read, or written, some steps from now: a backward goes from row to row
+// against the order of memory, and a walk may jump. Inlined always: GCC takes a function that only does this for one
+// that does nothing, and drops its calls.
+__attribute__((always_inline)) inline void expect_row(const nvsubq_tensor& t, int64_t offset, int channels, bool write = false) {
+  if (!has(t)) return;
+  const int64_t size = item_size(t);
+  const char* line = static_cast<const char*>(t.data) + offset * size;
+  const char* end = line + channels * size;
+  if (write)
+    for (; line < end; line += 64) __builtin_prefetch(line, 1, 2);
+  else
+    for (; line < end; line += 64) __builtin_prefetch(line, 0, 2);
+}
+constexpr int kAhead = 8;  // steps
+
 // Lanes that are `stride` elements apart.
 template <class T>
 inline Vec<T> read_spaced(const nvsubq_tensor& t, int64_t offset, int64_t stride, int n) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from nvsubq.viz.style import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, VERMILLION
 
 COLOURS = dict(zip((OURS, PORTABLE, *PEERS), (BLUE, VERMILLION, GREEN, PURPLE, ORANGE), strict=True))
 MARKERS = dict(zip((OURS, PORTABLE, *PEERS), "osD^v", strict=True))
+ROOM = 0.11
+"""Part of the axis that a label needs."""
 PANELS = (("forward", "forward"), ("both", "forward and backward"))
 
 
@@ -21,7 +24,8 @@ PANELS = (("forward", "forward"), ("both", "forward and backward"))
 def time_by_length(core: str, cells: Sequence[Cell], *, width: float = 900, height: float = 420) -> Figure:
     """Two log-log panels: forward, and forward and backward.
 
-    Shown is the width `C` that has the most sizes. A point is the median, a bar the quartiles.
+    Shown is the width `C` that has the most sizes. A point is the median,
+    a bar the quartiles.
 
     Args:
         core: key of `cases.CORES`.
@@ -45,10 +49,14 @@ def time_by_length(core: str, cells: Sequence[Cell], *, width: float = 900, heig
     title = f"{CORES[core][0]}, C = {shown}, fp32"
     figure.text(14 / width, 1 - 12 / height, title, va="top", color=INK, fontsize=12, fontweight="bold")
     names = [name for name in COLOURS if any(cell.name == name for cell in timed)]
+    times = [seconds for cell in timed for seconds in (*cell.forward, *cell.both)]
+    lengths = [cell.size.length for cell in timed]
     for axes, (what, heading) in zip(panels, PANELS, strict=True):
         axes.set_title(heading, pad=8)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xlim(min(lengths) / 1.3, max(lengths) * 1.3)
+        axes.set_ylim(min(times) / 1.6, max(times) * 1.6)  # by hand: a single time has no range
         for name in names:
             _line(axes, [cell for cell in timed if cell.name == name], what)
         _lengths(axes, timed)
@@ -60,27 +68,31 @@ def time_by_length(core: str, cells: Sequence[Cell], *, width: float = 900, heig
 
 
 def _line(axes, cells: Sequence[Cell], what: str) -> None:
-    cells = sorted(cells, key=lambda cell: cell.size.cells)
+    cells = sorted(cells, key=lambda cell: cell.size.length)
     found = [quartiles(getattr(cell, what)) for cell in cells]
     middle = [m for _, m, _ in found]
     bars = [[m - low for low, m, _ in found], [high - m for _, m, high in found]]
     name = cells[0].name
     axes.errorbar(
-        [cell.size.cells for cell in cells], middle, bars, label=cells[0].label,
+        [cell.size.length for cell in cells], middle, bars, label=cells[0].label,
         color=COLOURS[name], marker=MARKERS[name], elinewidth=1.0, capsize=2.0,
     )  # fmt: skip
 
 
 def _lengths(axes, cells: Sequence[Cell]) -> None:
-    """A tick for each size that was measured: its length, and its batch where there is one."""
-    sizes = sorted({cell.size for cell in cells}, key=lambda size: size.cells)
-    first = {size.cells: size for size in sizes}
-    axes.set_xticks(list(first))
-    axes.set_xticklabels(
-        [f"{size.length}" if size.batch == 1 else f"{size.batch}x{size.length}" for size in first.values()]
-    )
+    """A tick for each length, with its batch where there is one, unless it would touch the one before."""
+    sizes = {cell.size.length: cell.size for cell in cells}
+    lengths = sorted(sizes)
+    room = ROOM * math.log(lengths[-1] / lengths[0])
+    labels, last = [], -math.inf
+    for length in lengths:
+        clear = math.log(length) - last >= room
+        batch = sizes[length].batch
+        labels.append("" if not clear else f"{length}" if batch == 1 else f"{batch} x {length}")
+        last = math.log(length) if clear else last
+    axes.set_xticks(lengths, labels)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("cells: length, or batch x length", color=QUIET)
+    axes.set_xlabel("length, or batch x length", color=QUIET)
 
 
 def time_label(seconds: float) -> str:

@@ -255,22 +255,26 @@ def write_cache(inference_cache: dict[str, Any], advance: int, **states: Tensor)
     """
     for key, new in states.items():
         old = inference_cache[key]
-        owned = old.requires_grad or (old.is_inference() and not torch.is_inference_mode_enabled())
-        if torch.is_grad_enabled() or owned:
+        if torch.is_grad_enabled() or _is_owned(old):
             inference_cache[key] = new.to(old.dtype)
-        elif new.data_ptr() != old.data_ptr():
+        elif torch.compiler.is_compiling() or new.data_ptr() != old.data_ptr():
             old.copy_(new)
     if "ssm_state" in inference_cache:
         inference_cache["ssm_state"] = inference_cache["lrnn_state"]
     inference_cache["seqlen_offset"] += advance
 
 
+def _is_owned(state: Tensor) -> bool:
+    """Whether a graph, or an inference mode that has ended, keeps a state from being changed in place."""
+    if torch.compiler.is_compiling():  # which can't be asked about inference mode
+        return state.requires_grad
+    return state.requires_grad or (state.is_inference() and not torch.is_inference_mode_enabled())
+
+
 def own_states(inference_cache: dict[str, Any]) -> None:
     """Before a step without grad: replace states that a graph or an ended inference mode owns by copies."""
     for key, state in inference_cache.items():
-        if isinstance(state, Tensor) and (
-            state.requires_grad or (state.is_inference() and not torch.is_inference_mode_enabled())
-        ):
+        if isinstance(state, Tensor) and _is_owned(state):
             inference_cache[key] = state.detach().clone()
     if "ssm_state" in inference_cache:
         inference_cache["ssm_state"] = inference_cache["lrnn_state"]

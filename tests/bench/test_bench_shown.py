@@ -81,8 +81,20 @@ def test_plot_has_a_line_for_each_implementation():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["nvsubq 0.1.0", "nvsubq torch"]
     for axes in figure.axes:
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["4x196", "1024", "4096"]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["4 x 196", "1024", "4096"]
         assert [len(lines[0].get_xdata()) for lines in axes.containers] == [3, 3]
+
+
+def test_labels_do_not_touch():
+    timed = [Cell("s5", Size(1, n, 8), OURS, "0.1.0", [0.1], [0.2]) for n in (100, 110, 10000, 9000)]
+    (axes, _) = plot.time_by_length("s5", timed).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "", "9000", ""]
+
+
+def test_plot_of_one_size():
+    timed = [Cell("s5", Size(1, 100, 8), OURS, "0.1.0", [0.1], [0.2])]
+    (axes, _) = plot.time_by_length("s5", timed).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100"]
 
 
 def test_plot_of_nothing():

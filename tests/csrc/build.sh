@@ -9,7 +9,7 @@ objects=$(mktemp -d)
 trap 'rm -r "$objects"' EXIT
 flags=(-O1 -g -Wall -Wextra -Wpedantic -Werror -I../../csrc/include "$@")
 "${CC:-cc}" -std=c99 "${flags[@]}" -c layout.c -o "$objects/layout.o"
-for file in main scan conv; do
+for file in main scan conv ssd; do
     "${CXX:-c++}" -std=c++17 "${flags[@]}" -c "$file.cpp" -o "$objects/$file.o" &
     jobs+=($!)
 done

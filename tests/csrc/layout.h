@@ -38,7 +38,8 @@ MEMORY(96);
 T(0, u); T(1, delta); T(2, A); T(3, B); T(4, C); T(5, D); T(6, z); T(7, delta_bias); T(8, delta_a); T(9, timesteps);
 T(10, initial_state); T(11, index); T(12, segment); T(13, count); T(14, y); T(15, final_state); T(16, d_y);
 T(17, d_final_state); T(18, d_u); T(19, d_delta); T(20, d_A); T(21, d_B); T(22, d_C); T(23, d_D); T(24, d_z);
-T(25, d_delta_bias); T(26, d_delta_a); T(27, d_timesteps); T(28, d_initial_state); T(29, decay_gate); T(30, d_decay_gate);
+T(25, d_delta_bias); T(26, d_delta_a); T(27, d_timesteps); T(28, d_initial_state); T(29, decay_gate);
+T(30, d_decay_gate);
 #undef T
 #undef STRUCT
 

@@ -7,6 +7,7 @@ int failures = 0;
 
 void check_scan(int64_t level);
 void check_conv(int64_t level);
+void check_ssd(int64_t level);
 void overrun();
 
 int main(int argc, char** argv) {
@@ -24,6 +25,7 @@ int main(int argc, char** argv) {
     if (!nvsubq_level_name(level)) continue;
     check_scan(level);
     check_conv(level);
+    check_ssd(level);
     printf(" %s", nvsubq_level_name(level));
   }
   printf(failures ? ", %d values are wrong\n" : ", all is well\n", failures);

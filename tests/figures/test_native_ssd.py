@@ -25,7 +25,7 @@ pytestmark = [
 
 SIZES = [(64, 49, 2, 64, 128), (1, 4096, 6, 64, 128), (1, 4096, 6, 64, 16)]  # B, L, H, P, N
 SPEEDUP = 2.0
-MEMORY_LIMIT = 10.0  # times the bytes of `x`
+MEMORY_LIMIT = 8.0  # times the bytes of `x`
 REPEATS = 7
 
 _PEAK = """
@@ -116,7 +116,9 @@ def _calls(size: tuple[int, ...]) -> tuple[Callable[[str], object], Callable[[st
 
 
 def _seconds(run: Callable[[str], object], backend: str, repeats: int) -> float:
-    start = time.perf_counter()
+    """Per run; the time of the process where it has one thread, which a busy neighbour disturbs less."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     for _ in range(repeats):
         run(backend)
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats

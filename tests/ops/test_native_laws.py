@@ -28,6 +28,8 @@ LAWS = [
     case_of("selective_scan", "fixed-zoh-complex"),
     case_of("causal_conv1d", "all"),
     case_of("causal_conv1d", WALK),
+    case_of("ssd_scan", "all"),
+    case_of("ssd_scan", WALK),
     case_of("linear_scan", "complex"),
     case_of("linear_scan", f"complex-{WALK}"),
     case_of("rglru_scan", "all"),

@@ -167,6 +167,18 @@ def test_the_package_installs_without_a_compiler(tmp_path: Path) -> None:
     assert "no working C++ compiler" in library.open_library(installed)[1]
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_a_library_of_other_sources(tmp_path: Path) -> None:
+    """As after a change of branch without a build: not active, and told, but nothing breaks."""
+    source, built = tmp_path / "old.c", tmp_path / "old.so"
+    source.write_text(f"unsigned nvsubq_abi(void) {{ return {library.ABI}; }}")
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(built)], check=True)
+    found, reason = library.open_file(built)
+    assert found is None
+    assert reason.startswith("the native library is not of this version of nvsubq: ")
+    assert "nvsubq_build_info" in reason
+
+
 @needs_native
 def test_the_environment_names_a_library(tmp_path: Path) -> None:
     mine = tmp_path / "mine.so"

@@ -22,7 +22,7 @@ struct ConvPlan {
   explicit ConvPlan(const Conv& args) : a(args) {
     reach = (a.taps - 1) * a.dilation;
     run = a.width / a.blocks;
-    width = 64;
+    width = 512;  // rows of a cell lie side by side: few pages, and whole lines
     per_block = (run + width - 1) / width;
     chunks = per_block * a.blocks;
     piece = reach > 128 ? reach : 128;
@@ -58,6 +58,7 @@ template <class T>
 struct ConvTask {
   using V = Vec<T>;
   static constexpr int W = Simd<T>::W;
+  static constexpr int64_t kAhead = 8;  // steps
   const ConvPlan<T>& p;
   const Conv& a;
   int64_t row, number, begin, end;  // steps of the piece that visit a cell
@@ -65,6 +66,7 @@ struct ConvTask {
   typename ConvPlan<T>::Scratch s;
   int64_t channel = 0;
   int n = 0;
+  Lanes<T> x;  // the input's
 
   static typename ConvPlan<T>::Scratch scratch(const ConvPlan<T>& plan, int64_t slot) {
     Arena arena(static_cast<char*>(plan.a.workspace) + plan.partial_bytes + slot * plan.slot_bytes);
@@ -91,20 +93,34 @@ struct ConvTask {
       n = int(channels_ - c < W ? channels_ - c : W);
       for (int64_t k = 0; k < a.taps; ++k)
         s.weight[k] = read_column<T>(a.weight, at(a.weight, channel, k), a.weight.stride[0], n);
+      x = lanes(a.x);
       todo();
     }
   }
 
+  Lanes<T> lanes(const nvsubq_tensor& t) const { return Lanes<T>(t, row, channel, n); }
+
+  // The first tile asks for the rows of all, some steps ahead: they jump from row to row, which no hardware foresees.
+  void expect(const Lanes<T>& of, int64_t step, int64_t stop) const {
+    step += kAhead;
+    if (channel != first_ || step < 0 || step >= stop) return;
+    const char* line = of.first + steps.cell(step) * of.bytes;
+    for (int64_t i = 0; i < channels_; i += 64 / item_size(*of.tensor)) __builtin_prefetch(line + i * item_size(*of.tensor));
+  }
+
   // The input at a step; before the walk, from the initial state.
   V input(int64_t step) const {
-    if (step >= 0) return read_lanes<T>(a.x, at(a.x, row, steps.cell(step), channel), n);
+    if (step >= 0) return x[steps.cell(step)];
     const int64_t i = a.state_width + step;
     if (!has(a.initial_state) || i < 0) return V{};
     return read_column<T>(a.initial_state, at(a.initial_state, row, channel, i), a.initial_state.stride[1], n);
   }
 
   void read_inputs(int64_t from, int64_t to) {
-    for (int64_t step = from; step < to; ++step) s.x[step - from] = input(step);
+    for (int64_t step = from; step < to; ++step) {
+      expect(x, step, to);
+      s.x[step - from] = input(step);
+    }
   }
 
   // The sum of taps at a step; `x` points at its input.
@@ -131,10 +147,12 @@ struct ConvTask {
     for_tiles([this] {
       read_inputs(begin - p.reach, end);
       const V b = bias();
+      const Lanes<T> to = lanes(a.y);
       for (int64_t k = begin; k < end; ++k) {
+        expect(to, k, end);
         V y = sum(s.x + (k - begin + p.reach), k, b);
         if (a.flags & NVSUBQ_SILU) y = y * sigmoid<T>(y);
-        write_lanes<T>(a.y, at(a.y, row, steps.cell(k), channel), n, y);
+        to.put(steps.cell(k), y);
       }
       clear(a.y);
       if (last() && has(a.final_state)) write_final();
@@ -177,9 +195,11 @@ struct ConvTask {
       const V b = bias();
       V d_bias = {};
       for (int64_t k = 0; k < a.taps; ++k) s.d_weight[k] = V{};
+      const Lanes<T> cotangents = lanes(a.d_y), to = lanes(a.d_x);
       if (begin < stop) read_inputs(from, stop);
       for (int64_t k = begin; k < stop; ++k) {
-        V g = read_lanes<T>(a.d_y, at(a.d_y, row, steps.cell(k), channel), n);
+        expect(cotangents, k, stop);
+        V g = cotangents[steps.cell(k)];
         if (a.flags & NVSUBQ_SILU) {
           const V y = sum(s.x + (k - from), k, b), gate = sigmoid<T>(y);
           g = g * gate * (T(1) + y * (T(1) - gate));
@@ -193,16 +213,18 @@ struct ConvTask {
           s.d_weight[j] += g * s.x[k - from - lag];
         }
       }
-      for (int64_t k = begin; k < end; ++k)
-        write_lanes<T>(a.d_x, at(a.d_x, row, steps.cell(k), channel), n, gradient(k, stop));
+      for (int64_t k = begin; k < end; ++k) {
+        expect(to, k, end);
+        to.put(steps.cell(k), gradient(k, stop));
+      }
       clear(a.d_x);
       if (number == 0 && has(a.d_initial_state))
         for (int64_t i = 0; i < a.state_width; ++i)
           write_column<T>(a.d_initial_state, at(a.d_initial_state, row, channel, i), a.d_initial_state.stride[1], n,
                           gradient(i - a.state_width, stop));
-      T* to = p.partial(row, number) + channel;
-      for (int64_t k = 0; k < a.taps; ++k) write_part<T>(to + k * a.width, n, s.d_weight[k]);
-      write_part<T>(to + a.taps * a.width, n, d_bias);
+      T* sums = p.partial(row, number) + channel;
+      for (int64_t k = 0; k < a.taps; ++k) write_part<T>(sums + k * a.width, n, s.d_weight[k]);
+      write_part<T>(sums + a.taps * a.width, n, d_bias);
     });
   }
 

@@ -169,6 +169,9 @@ struct LinearBackward {
     const int64_t a_at = MODE == kVarying ? at(a.a, row, cell, first) : 0;
     const int64_t dt_at = MODE == kTimed ? time_at(a, row, cell, first) : 0;
     const bool start = steps.starts(step), rooted = a.input_scale == NVSUBQ_SCALE_SQRT;
+    expect_row(a.d_y, at(a.d_y, row, cell, first), place.channels);
+    expect_row(a.d_b, at(a.d_b, row, cell, first), place.channels, true);
+    if (MODE == kVarying) expect_row(a.d_a, at(a.d_a, row, cell, first), place.channels, true);
     for (int tile = 0; tile < place.tiles; ++tile) {
       Channel& here = s.channels[tile];
       const int n = place.lanes(tile), c = tile * Simd<T>::W;
@@ -198,6 +201,11 @@ struct LinearBackward {
     const int64_t da_at = MODE == kVarying ? at(a.d_a, row, cell, first) : 0;
     const int64_t dt_at = MODE == kTimed ? time_at(a, row, cell, first) : 0;
     const bool start = steps.starts(step), rooted = a.input_scale == NVSUBQ_SCALE_SQRT, shared = shared_time();
+    if (step >= kCells) {  // the next segment
+      const int64_t next = steps.cell(step - kCells);
+      expect_row(a.b, at(a.b, row, next, first), place.channels);
+      if (MODE == kVarying) expect_row(a.a, at(a.a, row, next, first), place.channels);
+    }
     V of_unit = {};
     for (int tile = 0; tile < place.tiles; ++tile) {
       Channel& here = s.channels[tile];

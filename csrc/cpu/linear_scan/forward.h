@@ -47,10 +47,18 @@ struct LinearForward {
           for (int i = 0; i < (CX ? 2 : 1); ++i)
             write_part<T>(saved_states<T, CX>(a, place, k / kCells, i, tile), place.lanes(tile),
                           part(channels[tile].state, i));
-      if (k < steps.count) one_cell(place, steps, k, channels);
+      if (k >= steps.count) continue;
+      if (steps.index && k + kAhead < steps.count) expect(place, steps.cell(k + kAhead));
+      one_cell(place, steps, k, channels);
     }
     for (int tile = 0; tile < place.tiles; ++tile) write_state<T>(a.final_state, place, tile, channels[tile].state);
     clear_absent<T>(a.y, place, steps);
+  }
+
+  void expect(const Place<T>& place, int64_t cell) const {
+    expect_row(a.b, at(a.b, place.row, cell, place.first), place.channels);
+    expect_row(a.y, at(a.y, place.row, cell, place.first), place.channels, true);
+    if (MODE == kVarying) expect_row(a.a, at(a.a, place.row, cell, place.first), place.channels);
   }
 
   void one_cell(const Place<T>& place, const Steps& steps, int64_t step, Channel* channels) const {

@@ -112,6 +112,9 @@ struct RglruBackward {
     const int64_t row = place.row, cell = steps.cell(step), first = place.first;
     const int64_t x_at = at(a.x, row, cell, first), r_at = at(a.r, row, cell, first), i_at = at(a.i, row, cell, first);
     const bool start = steps.starts(step), unscaled = is_unscaled(a, step, start);
+    for (const nvsubq_tensor* t : {&a.d_y, &a.gate}) expect_row(*t, at(*t, row, cell, first), place.channels);
+    for (const nvsubq_tensor* t : {&a.d_x, &a.d_r, &a.d_i, &a.d_gate})
+      expect_row(*t, at(*t, row, cell, first), place.channels, true);
     for (int tile = 0; tile < place.tiles; ++tile) {
       const Channel<T>& here = s.channels[tile];
       const int n = place.lanes(tile), c = tile * Simd<T>::W;
@@ -134,6 +137,9 @@ struct RglruBackward {
                   di_at = at(a.d_i, row, cell, first);
     const bool start = steps.starts(step), unscaled = is_unscaled(a, step, start);
     const bool gated = has(a.gate), by_tanh = a.flags & NVSUBQ_GELU_TANH;
+    if (step >= kCells)  // the next segment
+      for (const nvsubq_tensor* t : {&a.x, &a.r, &a.i})
+        expect_row(*t, at(*t, row, steps.cell(step - kCells), first), place.channels);
     for (int tile = 0; tile < place.tiles; ++tile) {
       Channel<T>& here = s.channels[tile];
       const Opened<T> o = s.made[kept + tile];

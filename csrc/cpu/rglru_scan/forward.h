@@ -35,7 +35,14 @@ struct RglruForward {
       if (a.saved && k && k % kCells == 0)
         for (int tile = 0; tile < place.tiles; ++tile)
           write_part<T>(saved_states<T>(a, place, k / kCells, tile), place.lanes(tile), channels[tile].state);
-      if (k < steps.count) one_cell(place, steps, k, channels);
+      if (k >= steps.count) continue;
+      if (steps.index && k + kAhead < steps.count) {
+        const int64_t next = steps.cell(k + kAhead);
+        for (const nvsubq_tensor* t : {&a.x, &a.r, &a.i, &a.gate})
+          expect_row(*t, at(*t, place.row, next, place.first), place.channels);
+        expect_row(a.y, at(a.y, place.row, next, place.first), place.channels, true);
+      }
+      one_cell(place, steps, k, channels);
     }
     for (int tile = 0; tile < place.tiles; ++tile) write_state<T>(a.final_state, place, tile, channels[tile].state);
     clear_absent<T>(a.y, place, steps);

@@ -73,7 +73,7 @@ struct Adjoints {
   int64_t kind, states;
   bool gated_output;
   Tile<T>* tile;
-  Ahead* ahead;  // of the next segment, [tiles]
+  Ahead ahead;
   TileAdjoints<T>* grad;
   Coefficients<T, CX> given;
   Num *entering, *arriving;                   // states, and their cotangents, at the ends of a segment
@@ -94,7 +94,6 @@ struct Adjoints {
         given(arena, a, chunks.tiles<T>()) {
     const int64_t tiles = chunks.tiles<T>(), each = tiles * states;
     tile = arena.take<Tile<T>>(tiles);
-    ahead = arena.take<Ahead>(tiles);
     grad = arena.take<TileAdjoints<T>>(tiles);
     Tile<T> one;
     TileAdjoints<T> other;

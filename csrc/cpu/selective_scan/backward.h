@@ -63,13 +63,10 @@ struct Backward {
       next.read(steps, i ? (i - 1) * most : a.length, most);
       if (!segment.cells) continue;
       x.given.expect(a, place, next);
+      x.ahead.template aim<T>({&a.u, &a.delta, &a.z, &a.d_y, &a.d_u, &a.d_delta, &a.d_z}, place, next);
       x.given.read_segment(a, place, segment);
       if (!i) read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, x.entering);
       for (int tile = 0; tile < place.tiles; ++tile) {
-        x.ahead[tile].template aim<T>(
-            {place.of<T>(a.u, tile), place.of<T>(a.delta, tile), place.of<T>(a.z, tile), place.of<T>(a.d_y, tile),
-             place.of<T>(a.d_u, tile), place.of<T>(a.d_delta, tile), place.of<T>(a.d_z, tile)},
-            next);
         if (i) SavedStates<T, CX>(a, place, i, tile).read(x.entering + tile * a.states);
         read_tile(place, segment, tile, x);
       }

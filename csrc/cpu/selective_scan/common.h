@@ -97,24 +97,30 @@ struct Segment {
   }
 };
 
-// Memory that is read or written soon, asked for while the loops over states run: a walk jumps from row to row, which
-// no hardware foresees, and more lines at once than a core can wait for would stall it.
+// The memory of a chunk's next segment, asked for line by line while the loops over states run: a walk jumps from row
+// to row, which no hardware foresees, and more lines at once than a core can wait for would stall it.
 struct Ahead {
   static constexpr int kMost = 8;  // tensors
   const char* first[kMost];
-  int64_t bytes[kMost];
+  int64_t by_cell[kMost], by_tile[kMost];
   const int64_t* cell = nullptr;
-  int each = 0, cells = 0;
+  int each = 0, cells = 0, tiles = 0, at_cell = 0, at_tile = 0;
 
+  // The tensors [B, L, D] that are there.
   template <class T>
-  void aim(std::initializer_list<Lanes<T>> rows, const Segment& segment) {
-    each = 0, cells = segment.cells, cell = segment.cell;
-    for (const Lanes<T>& x : rows)
-      if (x.there && each < kMost) first[each] = x.first, bytes[each++] = x.bytes;
+  void aim(std::initializer_list<const nvsubq_tensor*> tensors, const Place& place, const Segment& segment) {
+    each = at_cell = at_tile = 0, cells = segment.cells, tiles = place.tiles, cell = segment.cell;
+    for (const nvsubq_tensor* t : tensors) {
+      if (!has(*t) || each == kMost) continue;
+      const Lanes<T> x = place.of<T>(*t, 0);
+      first[each] = x.first, by_cell[each] = x.bytes, by_tile[each++] = Simd<T>::W * item_size(*t);
+    }
   }
-  void ask(int t) const {
-    if (t >= cells) return;
-    for (int i = 0; i < each; ++i) __builtin_prefetch(first[i] + cell[t] * bytes[i]);
+  // One line of each; to be called once for each tile and step.
+  void ask() {
+    if (at_cell >= cells) return;
+    for (int i = 0; i < each; ++i) __builtin_prefetch(first[i] + cell[at_cell] * by_cell[i] + at_tile * by_tile[i]);
+    if (++at_tile == tiles) at_tile = 0, ++at_cell;
   }
 };
 

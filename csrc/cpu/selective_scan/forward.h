@@ -61,15 +61,12 @@ struct Forward {
       segment = next;
       next.read(steps, (i + 1) * most, most);
       x.given.expect(a, place, next);
+      ahead.aim<T>({&a.u, &a.delta, &a.z, &a.y}, place, next);
       if (segment.cells) x.given.read_segment(a, place, segment);
       for (int tile = 0; tile < place.tiles; ++tile) {
         Num* state = x.state + tile * a.states;
         if (i && a.saved) SavedStates<T, CX>(a, place, i, tile).write(state);
         if (!segment.cells) continue;
-        const bool last = tile + 1 == place.tiles;
-        const int then = last ? 0 : tile + 1;
-        ahead.aim<T>({place.of<T>(a.u, then), place.of<T>(a.delta, then), place.of<T>(a.z, then), place.of<T>(a.y, then)},
-                     last ? next : segment);
         x.tile.read(a, place, segment, tile);
         for (int t = 0; t < segment.cells; ++t) x.out[t] = V{};
         Loops::advance(a.discretization, x.tile, segment, x.given, tile, state, x.out, ahead, *x.memory);

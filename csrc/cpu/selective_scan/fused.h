@@ -28,14 +28,14 @@ struct Fused {
   };
 
   static void advance(int64_t, const Tile<T>& x, const Segment& segment, const Coefficients<T, CX>& given, int tile,
-                      V* state, V* out, const Ahead& ahead, Memory&) {
+                      V* state, V* out, Ahead& ahead, Memory&) {
     if (segment.any_starts)
       advance_all<true>(x, segment, given, tile, state, out, ahead);
     else
       advance_all<false>(x, segment, given, tile, state, out, ahead);
   }
 
-  static void gradients(const Adjoints<Fused>& g) {
+  static void gradients(Adjoints<Fused>& g) {
     if (g.segment.any_starts)
       all_gradients<true>(g);
     else
@@ -45,7 +45,7 @@ struct Fused {
  private:
   template <bool STARTS>
   static void advance_all(const Tile<T>& x, const Segment& segment, const Coefficients<T, CX>& given, int tile,
-                          V* state, V* out, const Ahead& ahead) {
+                          V* state, V* out, Ahead& ahead) {
     const int64_t states = given.B.states;
     int64_t n = 0;
     for (; n + kForward <= states; n += kForward)
@@ -55,13 +55,13 @@ struct Fused {
 
   template <int NB, bool STARTS>
   static void advance_some(const Tile<T>& x, const Segment& segment, const Coefficients<T, CX>& given, int tile,
-                           int64_t n, V* state, V* out, const Ahead& ahead) {
+                           int64_t n, V* state, V* out, Ahead& ahead) {
     const int64_t states = given.B.states;
     const T *B = given.B.cells + n, *C = given.C.cells + n;
     V s[NB], rate[NB];
     for (int j = 0; j < NB; ++j) s[j] = state[j], rate[j] = given.rates[tile * states + n + j];
     for (int t = 0; t < segment.cells; ++t, B += states, C += states) {
-      if (n == 0) ahead.ask(t);
+      if (n == 0) ahead.ask();
       if (STARTS && segment.starts[t])
         for (int j = 0; j < NB; ++j) s[j] = V{};
       const V da = x.da[t], w = x.w[t];
@@ -77,14 +77,14 @@ struct Fused {
   }
 
   template <bool STARTS>
-  static void all_gradients(const Adjoints<Fused>& g) {
+  static void all_gradients(Adjoints<Fused>& g) {
     int64_t n = 0;
     for (; n + kBackward <= g.states; n += kBackward) some_gradients<kBackward, STARTS>(g, n);
     for (; n < g.states; ++n) some_gradients<1, STARTS>(g, n);
   }
 
   template <int NB, bool STARTS>
-  static void some_gradients(const Adjoints<Fused>& g, int64_t n) {
+  static void some_gradients(Adjoints<Fused>& g, int64_t n) {
     Memory& m = *g.memory;
     for (int i = 0; i < g.segment.cells * NB; ++i) m.dB[i] = m.dC[i] = V{};
     for (int tile = 0; tile < g.place.tiles; ++tile) {
@@ -110,7 +110,7 @@ struct Fused {
   }
 
   template <int NB, bool STARTS, bool GATED>
-  static void recompute(const Adjoints<Fused>& g, int tile, int64_t n, Memory& m) {
+  static void recompute(Adjoints<Fused>& g, int tile, int64_t n, Memory& m) {
     const Tile<T>& x = g.tile[tile];
     const TileAdjoints<T>& grad = g.grad[tile];
     const int64_t from = tile * g.states + n;
@@ -118,7 +118,7 @@ struct Fused {
     V s[NB], rate[NB];
     for (int j = 0; j < NB; ++j) s[j] = g.entering[from + j], rate[j] = g.given.rates[from + j];
     for (int t = 0; t < g.segment.cells; ++t, B += g.states, C += g.states) {
-      if (n == 0) g.ahead[tile].ask(t);
+      if (n == 0) g.ahead.ask();
       if (STARTS && g.segment.starts[t])
         for (int j = 0; j < NB; ++j) s[j] = V{};
       const V da = x.da[t], w = x.w[t], out = grad.out[t];
@@ -137,7 +137,7 @@ struct Fused {
   }
 
   template <int NB, bool STARTS>
-  static void adjoint(const Adjoints<Fused>& g, int tile, int64_t n, Memory& m) {
+  static void adjoint(Adjoints<Fused>& g, int tile, int64_t n, Memory& m) {
     const Tile<T>& x = g.tile[tile];
     const TileAdjoints<T>& grad = g.grad[tile];
     const int64_t from = tile * g.states + n;

@@ -60,7 +60,7 @@ struct General {
 
   // Advances a tile's states over a segment and adds Re(C s) to `out`.
   static void advance(int64_t kind, const Tile<T>& x, const Segment& segment, const Coefficients<T, CX>& given,
-                      int tile, Num* state, V* out, const Ahead& ahead, Memory& m) {
+                      int tile, Num* state, V* out, Ahead& ahead, Memory& m) {
     const bool scaled = has_scale(kind);
     for (int64_t n = 0; n < given.B.states; ++n) {
       discretize<false>(kind, x, segment.cells, given.rates[tile * given.B.states + n], m);
@@ -71,7 +71,7 @@ struct General {
       const Along<T, CX> B = given.B.of(tile, n), C = given.C.of(tile, n);
       Num s = state[n];
       for (int t = 0; t < segment.cells; ++t) {
-        if (n == 0) ahead.ask(t);
+        if (n == 0) ahead.ask();
         if (segment.starts[t]) s = Num{};
         Num in = B[t] * x.w[t];
         if (scaled) in = in * m.scale[t];
@@ -82,7 +82,7 @@ struct General {
     }
   }
 
-  static void gradients(const Adjoints<General>& g) {
+  static void gradients(Adjoints<General>& g) {
     Memory& m = *g.memory;
     const int cells = g.segment.cells;
     for (int64_t n = 0; n < g.states; ++n) {
@@ -112,7 +112,7 @@ struct General {
     for (int t = 0; t < cells; ++t) sum = sum + by_step[t], by_step[t] = X{};
   }
 
-  static void recompute(const Adjoints<General>& g, int tile, int64_t n, Memory& m) {
+  static void recompute(Adjoints<General>& g, int tile, int64_t n, Memory& m) {
     const Tile<T>& x = g.tile[tile];
     const TileAdjoints<T>& grad = g.grad[tile];
     const bool scaled = has_scale(g.kind);
@@ -121,7 +121,7 @@ struct General {
     if (g.given.gated) gate = g.given.gate.of(tile, n);
     Num s = g.entering[tile * g.states + n];
     for (int t = 0; t < g.segment.cells; ++t) {
-      if (n == 0) g.ahead[tile].ask(t);
+      if (n == 0) g.ahead.ask();
       if (g.segment.starts[t]) s = Num{};
       Num in = B[t] * x.w[t], a = m.decay[t];
       if (scaled) in = in * m.scale[t];
@@ -133,7 +133,7 @@ struct General {
     }
   }
 
-  static void recur_back(const Adjoints<General>& g, int tile, int64_t n, Memory& m) {
+  static void recur_back(Adjoints<General>& g, int tile, int64_t n, Memory& m) {
     const TileAdjoints<T>& grad = g.grad[tile];
     const Along<T, CX> C = g.given.C.of(tile, n);
     Along<T, false> gate = {};
@@ -151,7 +151,7 @@ struct General {
   }
 
   // From the cotangents of the states to those of what made them.
-  static void differentiate(const Adjoints<General>& g, int tile, int64_t n, Memory& m) {
+  static void differentiate(Adjoints<General>& g, int tile, int64_t n, Memory& m) {
     const Tile<T>& x = g.tile[tile];
     const TileAdjoints<T>& grad = g.grad[tile];
     const bool scaled = has_scale(g.kind), exponential = is_exponential(g.kind);

@@ -17,7 +17,7 @@ struct AdjointScratch {
   T *by_input, *by_output;     // by cell: what the leaving state does with its input, its output with the entering
   T *d_log;                    // gradient of Δ A
   T *row, *skip, *skip_sum = nullptr;
-  T *states;                   // that enter the chunks of a segment
+  T *states, *d_state;         // that enter the chunks of a segment; cotangent of the one that leaves the chunk
   T* entering[kMaxSegment];
 
   AdjointScratch(Arena& arena, const Ssd& a) : head(arena, a) {
@@ -28,6 +28,7 @@ struct AdjointScratch {
     for (T** p : {&by_input, &by_output, &d_log}) *p = arena.take<T>(kMaxChunk);
     for (T** p : {&row, &skip}) *p = arena.take<T>(width);
     states = arena.take<T>((segment_cells(a) / chunk_cells(a) + 1) * state_elements<T>(a));
+    d_state = arena.take<T>(state_elements<T>(a));
   }
 };
 

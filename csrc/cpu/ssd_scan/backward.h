@@ -12,7 +12,7 @@ struct Backward {
   const Ssd& a;
   Rounds rounds;
   Round round = {};
-  int64_t slot_bytes, shared_elements, part_elements;
+  int64_t bytes, slot_bytes, shared_elements, part_elements;
   T *shared, *parts, *states;
   char* slots;
   WalkSums<T> sums;
@@ -28,17 +28,15 @@ struct Backward {
     Arena head(nullptr), group(nullptr);
     AdjointScratch<T>(head, a);
     GroupScratch<T>(group, a);
-    group.take<T>(a.states * kMaxChunk);
     slot_bytes = head.bytes() > group.bytes() ? head.bytes() : group.bytes();
     shared_elements = Shared<T>::elements(a, rounds.cells, true);
     part_elements = HeadPart<T>::elements(a, rounds.cells);
     shared = arena.take<T>(rounds.rows * a.groups * shared_elements);
     parts = arena.take<T>(rounds.rows * a.heads * part_elements);
-    states = arena.take<T>(rounds.rows * a.heads * state_elements<T>(a));
+    states = arena.take<T>(rounds.kept_states(a) * state_elements<T>(a));
     slots = arena.take<char>(slot_bytes * a.threads);
     bytes = arena.bytes();
   }
-  int64_t bytes;
 
   void run() {
     for_each_round(a, rounds, true, [this](const Round& r) {
@@ -84,7 +82,7 @@ struct Backward {
   void prepare(int64_t task, int64_t slot) {
     const Piece piece(*this, task);
     Arena arena(slots + slot * slot_bytes);
-    T* turned = arena.take<T>(a.states * kMaxChunk);
+    T* turned = GroupScratch<T>(arena, a).block;
     share<T>(a, piece.place.row, piece.place.group, piece.steps, piece.chunks, round.begin, true,
              shared_of(piece.row, piece.place.group), turned);
   }
@@ -120,7 +118,7 @@ struct Backward {
     AdjointScratch<T> x(arena, a);
     const Shared<T> group = shared_of(row, place.group);
     const HeadPart<T> part = part_of(row, place.head);
-    T* d_state = states + task * state_elements<T>(a);
+    T* d_state = rounds.windows > 1 ? states + task * state_elements<T>(a) : x.d_state;
     const int64_t walk = place.row * a.heads + place.head;
     x.skip_sum = sums.D + walk * padded_width<T>(a);
     if (round.first) {

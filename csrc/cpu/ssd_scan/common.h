@@ -6,8 +6,8 @@
 
 #include "../op.h"
 #include "../pool.h"
-#include "product.h"
 #include "rows.h"
+#include "transpose.h"
 
 namespace {
 
@@ -74,22 +74,23 @@ struct Chunks {
 };
 
 // A call runs in rounds of some rows and a window of cells, so that what the heads of a group share and what they
-// sum up takes bounded memory, in which every row computes the same bits in any round.
+// sum up takes bounded memory, which stays in a cache. A row computes the same bits in any round.
 struct Rounds {
   int64_t rows, cells, windows;
 
   Rounds(const Ssd& a, int64_t bytes_of_cell, int64_t bytes_of_row) {
-    constexpr int64_t kBytes = 4 << 20;
+    constexpr int64_t kBytes = 2 << 20;
     const int64_t step = segment_cells(a), all = segments(a) * step;
     cells = kBytes / (bytes_of_cell + 1) / step * step;
     cells = cells < step ? step : cells;
     cells = cells < all ? cells : all;
-    rows = kBytes / (cells * bytes_of_cell + bytes_of_row + 1);
+    windows = cells > 0 ? (all + cells - 1) / cells : 1;
+    rows = kBytes / (cells * bytes_of_cell + (windows > 1 ? bytes_of_row : 0) + 1);
     rows = rows < 1 ? 1 : rows;
     rows = rows < a.batch ? rows : a.batch;
-    windows = cells > 0 ? (all + cells - 1) / cells : 1;
-    windows = windows < 1 ? 1 : windows;
   }
+  // States that outlast a round: those of a row with several windows.
+  int64_t kept_states(const Ssd& a) const { return windows > 1 ? rows * a.heads : 0; }
 };
 
 // The part of a call that is under way.
@@ -156,7 +157,8 @@ inline void read_row(const Ssd& a, const nvsubq_tensor& from, const Place& place
 }
 // Has the row of a step brought near, for when it will be read. GCC 12 drops calls of a function that only
 // prefetches, so this is none.
-__attribute__((always_inline)) inline void fetch_row(const Ssd& a, const nvsubq_tensor& from, const Place& place, const Steps& steps, int64_t step) {
+__attribute__((always_inline)) inline void fetch_row(const Ssd& a, const nvsubq_tensor& from, const Place& place,
+                                                     const Steps& steps, int64_t step) {
   if (step < 0 || step >= steps.count) return;
   const int64_t bytes = item_size(from), offset = at(from, place.row, steps.cell(step), place.head);
   const char* row = static_cast<const char*>(from.data) + offset * bytes;

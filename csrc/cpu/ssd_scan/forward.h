@@ -9,12 +9,13 @@ namespace {
 template <class T>
 struct ForwardScratch {
   HeadChunk<T> head;
-  T *y, *rows, *skip, *turned;
+  T *y, *rows, *skip, *turned, *state;
 
   ForwardScratch(Arena& arena, const Ssd& a) : head(arena, a) {
     for (T** p : {&y, &rows}) *p = arena.take<T>(kMaxChunk * padded_width<T>(a));
     skip = arena.take<T>(padded_width<T>(a));
     turned = arena.take<T>(a.states * kMaxChunk);
+    state = arena.take<T>(state_elements<T>(a));
   }
 };
 
@@ -40,7 +41,7 @@ struct Forward {
   }
   void lay_out(Arena& arena) {
     shared = arena.take<T>(rounds.rows * a.groups * shared_elements);
-    states = arena.take<T>(rounds.rows * a.heads * state_elements<T>(a));
+    states = arena.take<T>(rounds.kept_states(a) * state_elements<T>(a));
     slots = arena.take<char>(slot_bytes * a.threads);
   }
   int64_t bytes() {
@@ -86,7 +87,7 @@ struct Forward {
     const Steps steps = steps_of(a, place.row, place.block);
     ForwardScratch<T> x = scratch(slot);
     const Shared<T> group = shared_of(row, place.group);
-    T* state = states + task * state_elements<T>(a);
+    T* state = rounds.windows > 1 ? states + task * state_elements<T>(a) : x.state;
     if (round.first) read_state<T>(a, a.initial_state, place, state);
     read_skip<T>(a, place, x.skip);
     Chunks chunks;

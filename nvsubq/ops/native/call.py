@@ -1,8 +1,7 @@
-"""Calls of the native library: a struct is packed once for each signature, then only its addresses change."""
+"""Ops and their calls on the native library."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +12,10 @@ from torch import Tensor
 from nvsubq.ops.call import Op, Tensors
 from nvsubq.ops.native import library
 from nvsubq.ops.native.library import Layout, describe, readable
+from nvsubq.ops.native.struct import Strides, Struct
 from nvsubq.ops.native.walking import NO_TABLES, Tables, tables_of
 from nvsubq.ops.numerics import accumulation_dtype
 from nvsubq.ops.once import once_differentiable
-
-Strides = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -177,81 +175,12 @@ class NativeCall:
         scalars = {**described.scalars, "blocks": tables.blocks}
         scalars["flags"] = scalars.get("flags", 0) | flags
         function = f"nvsubq_{self.native.name}_{which.split()[0]}"
-        packed = Struct(self.native, function, scalars, fields, list(named), described.work)
+        packed = Struct(
+            self.native.name, self.native.layout, function, scalars, fields, list(named), described.work
+        )
         packed.seen = {f"d_{name}": seen for name, seen in described.strides.items()}
         self.packed[which, tables.which] = packed
         return packed
-
-
-class Struct:
-    """A packed struct, and where its parts lie, counted in words of 8 bytes."""
-
-    def __init__(
-        self,
-        native: NativeOp,
-        function: str,
-        scalars: Mapping[str, int],
-        fields: Mapping[str, tuple[int, ...]],
-        names: list[str],
-        work: int,
-    ) -> None:
-        layout, packer = native.layout, native.layout.packer()
-        self.name, self.function, self.work = native.name, function, work
-        self.buffer = ctypes.create_string_buffer(packer.size)
-        numbers = [scalars.get(name, 0) for name in layout.scalars]
-        flat = [value for name in layout.tensors for value in fields.get(name, library.ABSENT)]
-        packer.pack_into(self.buffer, 0, packer.size, library.ABI, *numbers, 0, 0, 0, 0, 0, *flat)
-        self.words = memoryview(self.buffer).cast("B").cast("Q")
-        scalar = {name: 1 + i for i, name in enumerate(layout.scalars)}
-        self.threads, self.level = scalar["threads"], scalar["level"]
-        self.workspace = 1 + len(layout.scalars)  # address, bytes; then comes the stream
-        self.saved = self.workspace + 3
-        first = self.saved + 2
-        self.place = {name: first + 6 * i for i, name in enumerate(layout.tensors)}
-        self.given = [(i, self.place[n]) for i, n in enumerate(names) if fields.get(n, library.ABSENT)[-1]]
-        self.bytes: dict[tuple[int, int], int] = {}  # of workspace, by threads and level
-        self.seen: Mapping[str, Callable[[Strides], Strides]] = {}
-
-    def set_strides(self, name: str, tensor: Tensor | None) -> None:
-        """Strides of a tensor that differ from call to call."""
-        if tensor is not None:
-            seen = self.seen.get(name)
-            strides = tensor.stride() if seen is None else seen(tensor.stride())
-            place = self.place[name] + 1
-            for i, stride in enumerate(strides):
-                self.words[place + i] = stride
-
-    def run(self, tensors: list[Tensor | None], tables: Tables, saved: Tensor | None) -> None:
-        """Put the addresses in and call the library.
-
-        Raises:
-            RuntimeError: the library refuses the call; its message is passed on.
-        """
-        words = self.words
-        for i, place in self.given:
-            words[place] = tensors[i].data_ptr()  # type: ignore[union-attr]
-        for name, table in tables.named.items():
-            words[self.place[name]] = table.data_ptr()
-        threads, level = library.threads(self.work), library.forced_level
-        words[self.threads], words[self.level] = threads, level
-        # Both are set in every call: what the last one left there may be gone.
-        words[self.saved] = 0 if saved is None else saved.data_ptr()
-        words[self.saved + 1] = 0 if saved is None else saved.nbytes
-        size = self.bytes.get((threads, level))
-        if size is None:
-            size = self.bytes[threads, level] = self._ask()
-        workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
-        words[self.workspace], words[self.workspace + 1] = workspace.data_ptr(), size
-        loaded = library.library()
-        if getattr(loaded, self.function)(self.buffer):
-            raise RuntimeError(f"{self.function}: {loaded.nvsubq_last_error().decode()}.")
-
-    def _ask(self) -> int:
-        function = f"nvsubq_{self.name}_workspace"
-        size: int = getattr(library.library(), function)(self.buffer)
-        if size < 0:
-            raise RuntimeError(f"{function}: {library.library().nvsubq_last_error().decode()}.")
-        return size
 
 
 class _Recorded(torch.autograd.Function):

@@ -71,15 +71,20 @@ def open_file(path: Path) -> tuple[ctypes.CDLL | None, str]:
         return None, f"the native library cannot be loaded: {error}"
     if version != ABI:
         return None, f"the native library speaks version {version} of its interface, nvsubq {ABI}"
+    try:
+        _declare(library)
+    except AttributeError as error:  # a build of other sources, as after a change of branch
+        return None, f"the native library is not of this version of nvsubq: {error}"
+    return library, ""
+
+
+def _declare(library: ctypes.CDLL) -> None:
     for name, result in _RESULTS.items():
         getattr(library, name).restype = result
-    for op in _OPS:
-        for size in ("workspace", "saved"):
-            getattr(library, f"nvsubq_{op}_{size}").restype = ctypes.c_int64
-    for step in _STEPS:
-        getattr(library, f"nvsubq_{step}_workspace").restype = ctypes.c_int64
+    sizes = [f"nvsubq_{op}_{size}" for op in _OPS for size in ("workspace", "saved")]
+    for name in (*sizes, *(f"nvsubq_{step}_workspace" for step in _STEPS)):
+        getattr(library, name).restype = ctypes.c_int64
     library.nvsubq_level_name.argtypes = [ctypes.c_int64]
-    return library, ""
 
 
 def folder() -> Path:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from nvsubq.ops.call import Tensors
 from nvsubq.ops.native import library
-from nvsubq.ops.native.call import NativeOp, Struct
+from nvsubq.ops.native.call import NativeOp
 from nvsubq.ops.native.conv import causal_conv1d
 from nvsubq.ops.native.library import describe, readable
 from nvsubq.ops.native.linear import linear_scan
 from nvsubq.ops.native.rglru import rglru_scan
 from nvsubq.ops.native.selective import selective_scan
 from nvsubq.ops.native.ssd import ssd_scan
+from nvsubq.ops.native.struct import Struct
 from nvsubq.ops.native.walking import NO_TABLES
 from nvsubq.ops.numerics import accumulation_dtype
 from nvsubq.ops.update import Update
@@ -90,7 +91,9 @@ def _pack(native: NativeOp, update: Update, arguments: Mapping[str, Any], y: Any
     flags = library.DOUBLE if accumulation_dtype(*floats) == torch.float64 else 0
     scalars = {**described.scalars, "blocks": 1}
     scalars["flags"] = scalars.get("flags", 0) | flags
-    return Struct(native, f"nvsubq_{native.name}_forward", scalars, fields, names, described.work)
+    return Struct(
+        native.name, native.layout, f"nvsubq_{native.name}_forward", scalars, fields, names, described.work
+    )
 
 
 selective_state_update = NativeUpdate(selective_scan)

@@ -1,0 +1,97 @@
+"""A struct of the C interface in memory: packed once for each signature, then only its addresses change."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from nvsubq.ops.native import library
+from nvsubq.ops.native.library import Layout
+from nvsubq.ops.native.walking import Tables
+
+Strides = tuple[int, ...]
+
+
+class Struct:
+    """A packed struct, and where its parts lie, counted in words of 8 bytes.
+
+    Args:
+        name: of the op.
+        layout: of the struct.
+        function: of the library that takes it.
+        scalars: by name; those that are not given are 0.
+        fields: of the tensors that are there, by name, as `library.describe` gives them.
+        names: of the tensors of `run`, in its order.
+        work: states or taps that are visited, to decide how many threads are worth it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layout: Layout,
+        function: str,
+        scalars: Mapping[str, int],
+        fields: Mapping[str, tuple[int, ...]],
+        names: list[str],
+        work: int,
+    ) -> None:
+        packer = layout.packer()
+        self.name, self.function, self.work = name, function, work
+        self.buffer = ctypes.create_string_buffer(packer.size)
+        numbers = [scalars.get(name, 0) for name in layout.scalars]
+        flat = [value for name in layout.tensors for value in fields.get(name, library.ABSENT)]
+        packer.pack_into(self.buffer, 0, packer.size, library.ABI, *numbers, 0, 0, 0, 0, 0, *flat)
+        self.words = memoryview(self.buffer).cast("B").cast("Q")
+        scalar = {name: 1 + i for i, name in enumerate(layout.scalars)}
+        self.threads, self.level = scalar["threads"], scalar["level"]
+        self.workspace = 1 + len(layout.scalars)  # address, bytes; then comes the stream
+        self.saved = self.workspace + 3
+        first = self.saved + 2
+        self.place = {name: first + 6 * i for i, name in enumerate(layout.tensors)}
+        self.given = [(i, self.place[n]) for i, n in enumerate(names) if fields.get(n, library.ABSENT)[-1]]
+        self.bytes: dict[tuple[int, int], int] = {}  # of workspace, by threads and level
+        self.seen: Mapping[str, Callable[[Strides], Strides]] = {}
+
+    def set_strides(self, name: str, tensor: Tensor | None) -> None:
+        """Strides of a tensor that differ from call to call."""
+        if tensor is not None:
+            seen = self.seen.get(name)
+            strides = tensor.stride() if seen is None else seen(tensor.stride())
+            place = self.place[name] + 1
+            for i, stride in enumerate(strides):
+                self.words[place + i] = stride
+
+    def run(self, tensors: list[Tensor | None], tables: Tables, saved: Tensor | None) -> None:
+        """Put the addresses in and call the library.
+
+        Raises:
+            RuntimeError: the library refuses the call; its message is passed on.
+        """
+        words = self.words
+        for i, place in self.given:
+            words[place] = tensors[i].data_ptr()  # type: ignore[union-attr]
+        for name, table in tables.named.items():
+            words[self.place[name]] = table.data_ptr()
+        threads, level = library.threads(self.work), library.forced_level
+        words[self.threads], words[self.level] = threads, level
+        # Both are set in every call: what the last one left there may be gone.
+        words[self.saved] = 0 if saved is None else saved.data_ptr()
+        words[self.saved + 1] = 0 if saved is None else saved.nbytes
+        size = self.bytes.get((threads, level))
+        if size is None:
+            size = self.bytes[threads, level] = self._ask()
+        workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
+        words[self.workspace], words[self.workspace + 1] = workspace.data_ptr(), size
+        loaded = library.library()
+        if getattr(loaded, self.function)(self.buffer):
+            raise RuntimeError(f"{self.function}: {loaded.nvsubq_last_error().decode()}.")
+
+    def _ask(self) -> int:
+        function = f"nvsubq_{self.name}_workspace"
+        size: int = getattr(library.library(), function)(self.buffer)
+        if size < 0:
+            raise RuntimeError(f"{function}: {library.library().nvsubq_last_error().decode()}.")
+        return size
