@@ -252,6 +252,19 @@ def test_inputs_of_any_stride(case: StepCase, monkeypatch: pytest.MonkeyPatch) -
             assert torch.equal(core.step(given, started(core, 3), *arguments)[0], expected)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("case", SHORT, ids=str)
+def test_a_bad_number_shows_in_its_row_alone(case: StepCase, bad: float) -> None:
+    core = make(case, torch.float32)
+    ((x, timesteps),) = inputs(case, core, 3)
+    arguments = () if timesteps is None else (timesteps,)
+    x[1, 0, 2] = bad
+    with torch.no_grad():
+        y, _ = core.step(x, started(core, 3), *arguments)
+    assert not torch.isfinite(y[1]).any()
+    assert torch.isfinite(y[::2]).all()
+
+
 def composed(core: LTV_LRNN, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the steps that are composed of ops."""
     calls: list[int] = []

@@ -13,7 +13,7 @@ import torch
 
 from nvsubq.cores import RGLRU, S5, Mamba, Mamba2
 from nvsubq.ops import native
-from nvsubq.ops.native import library
+from nvsubq.ops.native import library, step_call
 from nvsubq.ops.native import steps as native_steps
 
 pytestmark = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
@@ -41,7 +41,7 @@ def structs(name: str) -> dict:
     return found
 
 
-def fresh(name: str, width: int = 8) -> tuple[native_steps._Struct, torch.Tensor]:
+def fresh(name: str, width: int = 8) -> tuple[step_call.PackedStep, torch.Tensor]:
     """The struct of a call whose tensors are still there."""
     _, make = STEPS[name]
     core = make(width)
@@ -131,7 +131,7 @@ def test_other_dtypes_are_not_served(name: str) -> None:
 
 
 def test_few_structs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_steps, "_KEPT", 3)
+    monkeypatch.setattr(step_call, "KEPT", 3)
     structs("s5_step").clear()
     core = S5(4, 2)
     for batch in range(1, 9):
@@ -141,4 +141,4 @@ def test_few_structs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.5, 8.0, float("inf")])
 def test_a_double_goes_as_its_bits(value: float) -> None:
-    assert ctypes.c_double.from_buffer(ctypes.c_int64(native_steps.bits(value))).value == value
+    assert ctypes.c_double.from_buffer(ctypes.c_int64(step_call.bits(value))).value == value

@@ -1,27 +1,20 @@
 """Steps of whole cores on the native library, each in one call.
 
 A step serves plain, dense tensors that fit exactly, and gives None for all else: the core then composes its
-ops, which serve more and say what is wrong. A step of a small core takes some ten microseconds, so structs
-are packed once for each signature, and a call only looks at its tensors and puts their addresses in.
+ops, which serve more and say what is wrong.
 """
 
 from __future__ import annotations
 
-import ctypes
-import struct
-import threading
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import increment_version
-from torch.nn import Parameter
 
-from nvsubq.ops.native import library
-from nvsubq.ops.native.library import ABI, COMPLEX, DOUBLE, PRESENT, Layout
+from nvsubq.ops.native.library import Layout
+from nvsubq.ops.native.step_call import KEPT, Shape, StepCall, bits, given, written
 
 MAMBA = Layout(
     scalars=(
@@ -54,187 +47,22 @@ RGLRU = Layout(
 )  # fmt: skip
 S5 = Layout(
     scalars=(
-        "batch",
-        "width",
-        "states",
-        "flags",
-        "discretization",
-        "step_rescale",
-        "kappa",
-        "device",
-        "threads",
-        "level",
+        "batch", "width", "states", "flags", "discretization", "step_rescale", "kappa",
+        "device", "threads", "level",
     ),
     tensors=("u", "A", "B", "C", "D", "log_dt", "timesteps", "state", "y"),
-)
+)  # fmt: skip
 KINDS = {"mamba": 0, "zoh": 1, "async": 1, "bilinear": 2, "dirac": 3}
 
 # Up to this many rows the library's own projections are at least as fast as torch's. Few CPUs multiply fp16,
 # and torch's product of it is slow on the others; many do bf16.
-_ROWS_INSIDE = {torch.float32: 16, torch.float64: 16, torch.float16: 64, torch.bfloat16: 4}
+_ROWS_INSIDE = {torch.float32: 64, torch.float64: 64, torch.float16: 64, torch.bfloat16: 4}
 
-Shape = tuple[int, ...]
-
-_ABSENT, _F32, _F64, _F16, _BF16, _C64, _C128 = -1, 0, 1, 2, 3, 4, 5
-_CODES = {
-    torch.float32: _F32, torch.float64: _F64, torch.float16: _F16, torch.bfloat16: _BF16,
-    torch.complex64: _C64, torch.complex128: _C128,
-}  # fmt: skip
-_DOUBLES = (_F64, _C128)
-_PLAIN = (Tensor, Parameter)
-_STRIDED = torch.strided
-_KEPT = 1024  # signatures, of each step and thread
-
-_AS_DOUBLE, _AS_INTEGER = struct.Struct("=d"), struct.Struct("=q")
-
-
-@lru_cache(256)
-def bits(value: float) -> int:
-    """A double as the integer of the same bits: the struct's scalars are integers."""
-    found: int = _AS_INTEGER.unpack(_AS_DOUBLE.pack(value))[0]
-    return found
-
-
-def strides(shape: Shape) -> tuple[int, ...]:
-    """The four strides of a dense tensor, of which torch is free in those of an axis of one element.
-
-    Example:
-        >>> strides((2, 3))
-        (3, 1, 0, 0)
-    """
-    found = [1]
-    for size in reversed(shape[1:]):
-        found.insert(0, found[0] * size)
-    return (*found, 0, 0, 0)[:4]
-
-
-class _Struct:
-    """A packed struct, complete but for the addresses of its tensors, and its own share of a workspace."""
-
-    def __init__(self, packed: ctypes.Array, work: Tensor, first: int) -> None:
-        self.packed, self.work = packed, work
-        self.words = memoryview(packed).cast("B").cast("Q")
-        self.first = first  # word of the first tensor's address; the next ones are six words apart
-
-    def point(self, addresses: Sequence[int]) -> ctypes.Array:
-        words, at = self.words, self.first
-        for address in addresses:
-            words[at] = address
-            at += 6
-        return self.packed
-
-
-class _Step:
-    """One C function of a step.
-
-    Args:
-        name: of the function, without its prefix.
-        layout: of its struct.
-        alike: tensors that torch would multiply with x: they must have its dtype.
-        is_complex: whether the recurrent state is.
-    """
-
-    def __init__(self, name: str, layout: Layout, alike: Sequence[str], *, is_complex: bool = False) -> None:
-        self.name = f"nvsubq_{name}"
-        self.layout = layout
-        self.packer = layout.packer()
-        self.alike = [layout.tensors.index(tensor) for tensor in alike]
-        self.state = layout.tensors.index("state")
-        self.is_complex = is_complex
-        self.flags = layout.scalars.index("flags")
-        self.local = threading.local()
-
-    def __call__(self, scalars: tuple[int, ...], tensors: Sequence[Any], shapes: Sequence[Shape]) -> bool:
-        """Run the step, or say that it is not served. `scalars` lack what `_complete` adds."""
-        codes: list[int | None] = []
-        addresses = []
-        for tensor, shape in zip(tensors, shapes, strict=True):
-            if tensor is None:
-                codes.append(_ABSENT)
-                addresses.append(0)
-                continue
-            if (
-                tensor.shape != shape
-                or type(tensor) not in _PLAIN
-                or not tensor.is_cpu
-                or tensor.layout is not _STRIDED
-                or not tensor.is_contiguous()
-            ):
-                return False
-            codes.append(_CODES.get(tensor.dtype))
-            addresses.append(tensor.data_ptr())
-        local = self.local
-        key = (scalars, tuple(codes), torch.get_num_threads(), library.forced_level)
-        try:
-            packed = local.structs[key]
-        except (AttributeError, KeyError):
-            packed = self._pack(key, shapes)
-        if packed is None:
-            return False
-        if local.function(packed.point(addresses)):
-            raise RuntimeError(f"{self.name}: {library.library().nvsubq_last_error().decode()}.")
-        return True
-
-    def _pack(self, key: tuple, shapes: Sequence[Shape]) -> _Struct | None:
-        """Make the struct of a signature, or None where it is not served; remember either."""
-        local = self.local
-        if not hasattr(local, "structs"):
-            local.structs = {}
-            local.function = getattr(library.library(), self.name)
-            local.work = torch.empty(0, dtype=torch.uint8, device="cpu")
-        if len(local.structs) >= _KEPT:
-            local.structs.clear()
-        scalars, codes, threads, level = key
-        packed = self._made(scalars, codes, threads, level, shapes) if self._serves(codes) else None
-        local.structs[key] = packed
-        return packed
-
-    def _serves(self, codes: Sequence[int | None]) -> bool:
-        if None in codes or any(codes[i] not in (_ABSENT, codes[0]) for i in self.alike):
-            return False
-        double = any(code in _DOUBLES for code in codes)
-        exact = (_C128 if double else _C64) if self.is_complex else (_F64 if double else _F32)
-        others = (code for i, code in enumerate(codes) if i != self.state)
-        return codes[self.state] == exact and all(code not in (_C64, _C128) for code in others)
-
-    def _made(
-        self,
-        scalars: tuple[int, ...],
-        codes: Sequence[int],
-        threads: int,
-        level: int,
-        shapes: Sequence[Shape],
-    ) -> _Struct:
-        flags = DOUBLE if any(code in _DOUBLES for code in codes) else 0
-        complete = (*scalars[: self.flags], flags, *scalars[self.flags :], 0, threads, level)
-        fields: list[int] = []
-        for code, shape in zip(codes, shapes, strict=True):
-            if code == _ABSENT:
-                fields += (0,) * 7
-            else:
-                dtype, flag = (code - _C64, PRESENT | COMPLEX) if code >= _C64 else (code, PRESENT)
-                fields += (0, *strides(shape), dtype, flag)
-        buffer = ctypes.create_string_buffer(self.packer.size)
-
-        def pack(work: Tensor | None) -> None:
-            memory = (0, 0) if work is None else (work.data_ptr(), work.numel())
-            self.packer.pack_into(buffer, 0, self.packer.size, ABI, *complete, *memory, 0, 0, 0, *fields)
-
-        pack(None)
-        needed = getattr(library.library(), f"{self.name}_workspace")(buffer)
-        if needed < 0:
-            raise RuntimeError(f"{self.name}_workspace: {library.library().nvsubq_last_error().decode()}.")
-        if needed > self.local.work.numel():
-            self.local.work = torch.empty(needed, dtype=torch.uint8, device="cpu")
-        pack(self.local.work)
-        return _Struct(buffer, self.local.work, 1 + len(self.layout.scalars) + 5)
-
-
-_MAMBA = _Step(
+_MAMBA = StepCall(
     "mamba_step", MAMBA, ("in_weight", "in_bias", "x_proj", "dt_weight", "out_weight", "out_bias", "y")
 )
-_MAMBA2 = _Step("mamba2_step", MAMBA2, ("in_weight", "in_bias", "out_weight", "out_bias", "y"))
-_RGLRU = _Step(
+_MAMBA2 = StepCall("mamba2_step", MAMBA2, ("in_weight", "in_bias", "out_weight", "out_bias", "y"))
+_RGLRU = StepCall(
     "rglru_step",
     RGLRU,
     (
@@ -242,24 +70,10 @@ _RGLRU = _Step(
         "out_bias", "y",
     ),
 )  # fmt: skip
-_S5 = _Step("s5_step", S5, ("B", "C", "y"), is_complex=True)
+_S5 = StepCall("s5_step", S5, ("B", "C", "y"), is_complex=True)
 
 
-def _given(x: Any) -> Any:
-    """Activations, or None, as a step reads them: dense, nothing lazy."""
-    if x is None:
-        return None
-    return x.resolve_neg().contiguous() if x.is_neg() or not x.is_contiguous() else x
-
-
-def _written(*states: Tensor) -> None:
-    """Tell autograd that the states have changed, so that a graph that kept one says so."""
-    for state in states:
-        if not state.is_inference():
-            increment_version(state)
-
-
-@lru_cache(_KEPT)
+@lru_cache(KEPT)
 def _mamba_shapes(
     batch: int, model: int, width: int, states: int, rank: int, taps: int, inside: bool
 ) -> tuple[Shape, ...]:
@@ -296,7 +110,7 @@ def mamba_step(
     first: tuple[Any, ...] = in_weight, in_bias
     last: tuple[Any, ...] = out_weight, out_bias
     if inside:
-        v, y = _given(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+        v, y = given(x), torch.empty_like(x, memory_format=torch.contiguous_format)
     else:
         v, y = F.linear(x, *first), x.new_empty((batch, 1, width))
         first = last = (None, None)
@@ -304,17 +118,17 @@ def mamba_step(
         (batch, model, width, states, rank, taps, KINDS[discretization]),
         (
             v, *first, conv_state, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D,
-            _given(timesteps), state, *last, y,
+            given(timesteps), state, *last, y,
         ),
         _mamba_shapes(batch, model, width, states, rank, taps, inside),
     )  # fmt: skip
     if not served:
         return None
-    _written(conv_state, state)
+    written(conv_state, state)
     return y if inside else F.linear(y, out_weight, out_bias)
 
 
-@lru_cache(_KEPT)
+@lru_cache(KEPT)
 def _mamba2_shapes(
     batch: int, model: int, heads: int, head_width: int, states: int, groups: int, taps: int, mlp: int,
     skips: int, inside: bool,
@@ -363,7 +177,7 @@ def mamba2_step(
     first: tuple[Any, ...] = in_weight, in_bias
     last: tuple[Any, ...] = out_weight, out_bias
     if inside:
-        v, y = _given(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+        v, y = given(x), torch.empty_like(x, memory_format=torch.contiguous_format)
     else:
         v, y = F.linear(x, *first), x.new_empty((batch, 1, mlp + width))
         first = last = (None, None)
@@ -376,11 +190,11 @@ def mamba2_step(
     )
     if not served:
         return None
-    _written(conv_state, state)
+    written(conv_state, state)
     return y if inside else F.linear(y, out_weight, out_bias)
 
 
-@lru_cache(_KEPT)
+@lru_cache(KEPT)
 def _rglru_shapes(batch: int, model: int, width: int, taps: int, inside: bool) -> tuple[Shape, ...]:
     first, last = (model, model) if inside else (width, width)
     return (
@@ -417,7 +231,7 @@ def rglru_step(
     last: tuple[Any, ...] = out_weight, out_bias
     gate: Tensor | None = None
     if inside:
-        v, y = _given(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+        v, y = given(x), torch.empty_like(x, memory_format=torch.contiguous_format)
     else:
         v, gate = F.linear(x, *first[:2]), F.linear(x, *first[2:])
         y = x.new_empty((batch, 1, width))
@@ -432,11 +246,11 @@ def rglru_step(
     )  # fmt: skip
     if not served:
         return None
-    _written(conv_state, state)
+    written(conv_state, state)
     return y if inside else F.linear(y, out_weight, out_bias)
 
 
-@lru_cache(_KEPT)
+@lru_cache(KEPT)
 def _s5_shapes(batch: int, width: int, states: int) -> tuple[Shape, ...]:
     return (
         (batch, 1, width), (states, 2), (states, width, 2), (width, states, 2), (width,), (states,),
@@ -465,10 +279,10 @@ def s5_step(
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     served = _S5(
         (batch, width, states, KINDS[discretization], bits(step_rescale), bits(2.0 if conj_sym else 1.0)),
-        (_given(u), A, B, C, D, log_dt, _given(timesteps), state, y),
+        (given(u), A, B, C, D, log_dt, given(timesteps), state, y),
         _s5_shapes(batch, width, states),
     )
     if not served:
         return None
-    _written(state)
+    written(state)
     return y
