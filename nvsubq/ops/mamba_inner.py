@@ -116,7 +116,7 @@ class _Calls:
 
     def u(self) -> Tensor:
         """The convolved x `[B, L, D]`."""
-        u: Tensor = self.conv.forward(self.conv_tensors, *self.tables)[0]
+        u: Tensor = self.conv.forward(self.conv_tensors, *self.tables, end=False)[0]
         return u
 
     def scan(self, u: Tensor, x_dbl: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:
@@ -139,7 +139,7 @@ class _Inner(torch.autograd.Function):
         u = calls.u()
         x_dbl = F.linear(u, calls.x_proj)
         scan, inputs = calls.scan(u, x_dbl)
-        y, _, saved = scan.forward(inputs, *calls.tables)
+        y, _, saved = scan.forward(inputs, *calls.tables, end=False)
         ctx.save_for_backward(x_dbl, saved, *tensors)
         ctx.options = discretization, walk, backend
         return y

@@ -88,9 +88,10 @@ class NativeCall:
         return (y, state) if final else y
 
     def forward(
-        self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None
+        self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None, *, end: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return self.run_forward(self.readable(tensors), self.tables(seq_idx, order), keep=True)
+        """Give y, the final state (empty unless `end`) and what `backward` needs."""
+        return self.run_forward(self.readable(tensors), self.tables(seq_idx, order), keep=True, end=end)
 
     def backward(
         self,
