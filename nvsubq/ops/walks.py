@@ -144,6 +144,8 @@ def check_walk(check: Arguments, given: Mapping[str, Any], of: str) -> int:
 
 
 def _directions(reverse: bool | Sequence[bool]) -> tuple[bool, ...]:
+    if reverse is False or reverse is True:
+        return (reverse,)
     directions = (
         (reverse,) if isinstance(reverse, bool) else tuple(reverse) if isinstance(reverse, Sequence) else ()
     )

@@ -122,7 +122,7 @@ class NativeCall:
         like: Any = tensors[0]
         y = like.new_empty(self.y.shape, dtype=self.y.dtype)
         final = like.new_empty(self.final.shape if end else 0, dtype=self.final.dtype)
-        saved = like.new_empty(self.saved_elements if keep else 0, dtype=self.dtype)
+        saved = like.new_empty(self.saved_elements, dtype=self.dtype) if keep else final
         which = "forward" if end else "forward without state"
         packed = self.packed.get((which, tables.which))
         if packed is None:

@@ -40,6 +40,7 @@ class Struct:
     ) -> None:
         packer = layout.packer()
         self.name, self.function, self.work = name, function, work
+        self.call = getattr(library.library(), function)
         self.buffer = ctypes.create_string_buffer(packer.size)
         numbers = [scalars.get(name, 0) for name in layout.scalars]
         flat = [value for name in layout.tensors for value in fields.get(name, library.ABSENT)]
@@ -85,9 +86,8 @@ class Struct:
             size = self.bytes[threads, level] = self._ask()
         workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
         words[self.workspace], words[self.workspace + 1] = workspace.data_ptr(), size
-        loaded = library.library()
-        if getattr(loaded, self.function)(self.buffer):
-            raise RuntimeError(f"{self.function}: {loaded.nvsubq_last_error().decode()}.")
+        if self.call(self.buffer):
+            raise RuntimeError(f"{self.function}: {library.library().nvsubq_last_error().decode()}.")
 
     def _ask(self) -> int:
         function = f"nvsubq_{self.name}_workspace"
