@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _spin_less() -> None:
     """Lets the threads of torch's OpenMP sleep sooner after a loop, unless the user has said how they wait.
 
-    GNU's spin for milliseconds by default, on cores that the native kernels' own threads could use: a training
-    step on two cores takes about an eighth longer. It reads its settings when torch is loaded.
+    GNU's spin for milliseconds by default, on cores that the native kernels' own threads could use: a
+    training step on two cores takes about an eighth longer. It reads its settings when torch is loaded.
     """
     if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -42,7 +42,7 @@ _MODULES: dict[str, str | None] = {
 }
 _AUTO = ("native", "triton", "torch")
 _ENVIRONMENT = "NVSUBQ_BACKEND"
-# To ask the dictionary behind `os.environ` takes a twentieth of the microsecond that `os.environ` takes to say no.
+# The dictionary behind `os.environ` says no in a twentieth of the microsecond that `os.environ` takes.
 _ENVIRONMENT_KEY = os.environ.encodekey(_ENVIRONMENT)  # type: ignore[attr-defined]
 _forced: ContextVar[str | None] = ContextVar("nvsubq_backend", default=None)
 
