@@ -46,7 +46,12 @@ class Update(Op):
             ValueError: an argument that does not fit.
             RuntimeError: the backend named cannot serve the call.
         """
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        if torch.compiler.is_compiling():  # an update is no operator: what is traced is the portable function
+            from nvsubq.ops import portable
+
+            traced: Tensor = getattr(portable, self.name)(**self.named(tensors, options))
+            return traced
+        if torch._C._len_torch_dispatch_stack() > 0:
             call: Any = self._prepare(tensors, options, None, None, False, backend)
         else:
             call = self.prepared(tensors, options, None, None, False, backend)

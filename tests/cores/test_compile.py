@@ -74,6 +74,20 @@ def test_a_core_on_its_own_clock_is_one_graph() -> None:
         check(core, torch.randn(2, 7, 8), integration_timesteps=torch.rand(2, 7))
 
 
+@pytest.mark.parametrize("name", ["Mamba", "Mamba2", "S5", "RGLRU"])
+def test_a_step_is_one_graph(name: str) -> None:
+    core = getattr(cores, name)(d_model=8, **OPTIONS[name])
+    compiled = torch.compile(core.step, fullgraph=True, backend="aot_eager")
+    caches = [core.allocate_inference_cache(2, 8) for _ in range(2)]
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(2, 1, 8)
+            torch.testing.assert_close(compiled(x, caches[0])[0], core.step(x, caches[1])[0])
+    for key, state in caches[1].items():
+        if isinstance(state, Tensor):
+            torch.testing.assert_close(caches[0][key], state)
+
+
 def test_another_length_runs_too() -> None:
     core = cores.Mamba(d_model=8)
     compiled = torch.compile(core, fullgraph=True, backend="aot_eager")

@@ -266,6 +266,30 @@ def test_several_python_threads_at_once() -> None:
     assert not wrong
 
 
+def test_a_backward_on_another_thread_has_memory_of_its_own() -> None:
+    """Graphs made here, run backward there by several threads at once."""
+    inputs = {name: t.requires_grad_() for name, t in scan_inputs(2, 120, 64, 4).items()}
+    options = {"delta_softplus": True, "backend": "native"}
+
+    def gradients(y: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y), retain_graph=True)
+
+    graphs = [selective_scan(**inputs, **options) for _ in range(4)]
+    expected = gradients(graphs[0])
+    wrong: list[int] = []
+
+    def work(y: Tensor) -> None:
+        wrong.extend(1 for _ in range(20) if not same_bits(list(gradients(y)), list(expected)))
+
+    threads = [threading.Thread(target=work, args=(y,)) for y in graphs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+
+
 FORK = """
 import os, torch
 from nvsubq.ops import selective_scan

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -75,6 +77,7 @@ class NativeCall:
         self.walks = self.reverse is not False or any(arguments[n] is not None for n in ("seq_idx", "order"))
         self.saved_elements, self.dtype = native.saved(arguments)
         self.odd = any(t is not None and (t.is_complex() or readable(t) is not t) for t in tensors)
+        self.thread = get_ident()
         self.packed: dict[tuple[str, str], Struct] = {}  # by pass and by the tables that a walk has
 
     def __call__(
@@ -106,6 +109,14 @@ class NativeCall:
         """Give the gradients of the tensors; those named in `into` are written there."""
         tables = self.tables(seq_idx, order)
         return self.run_backward(d_y, d_final, saved, self.readable(tensors), tables, into)
+
+    def of_this_thread(self) -> NativeCall:
+        """The call itself on the thread that made it, elsewhere another one: its structs are written to."""
+        if self.thread == get_ident():
+            return self
+        other = copy(self)
+        other.thread, other.packed = get_ident(), {}
+        return other
 
     def tables(self, seq_idx: Tensor | None, order: Tensor | None) -> Tables:
         """The walk, checked."""
@@ -202,4 +213,5 @@ class _Recorded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_y: Tensor | None, d_final: Tensor | None):  # type: ignore[override]
         saved, *inputs = ctx.saved_tensors
-        return None, None, None, *ctx.call.run_backward(d_y, d_final, saved, tuple(inputs), ctx.tables)
+        call = ctx.call.of_this_thread()
+        return None, None, None, *call.run_backward(d_y, d_final, saved, tuple(inputs), ctx.tables)
