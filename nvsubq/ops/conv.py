@@ -54,6 +54,7 @@ def causal_conv1d(
         RuntimeError: the backend named is not active.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[[1.0], [2.0], [3.0]]])
         >>> causal_conv1d(x, torch.tensor([[10.0, 1.0]])).flatten().tolist()
         [1.0, 12.0, 23.0]
@@ -93,6 +94,7 @@ def causal_conv1d_update(
         ValueError: a shape, dtype, device or option that does not fit; the message names it.
 
     Example:
+        >>> import torch
         >>> state = torch.tensor([[[1.0, 2.0]]])
         >>> y = causal_conv1d_update(state, torch.tensor([[3.0]]), torch.tensor([[10.0, 1.0]]))
         >>> y.item(), state.flatten().tolist()

@@ -63,6 +63,7 @@ def linear_scan(
         RuntimeError: the backend named is not active.
 
     Example:
+        >>> import torch
         >>> linear_scan(torch.tensor([0.5]), torch.ones(1, 3, 1)).flatten().tolist()
         [1.0, 1.5, 1.75]
 
@@ -103,6 +104,7 @@ def linear_state_update(
         ValueError: a shape, dtype, device or option that does not fit; the message names it.
 
     Example:
+        >>> import torch
         >>> state = torch.ones(1, 1)
         >>> linear_state_update(state, torch.tensor([0.5]), torch.ones(1, 1)).item(), state.item()
         (1.5, 1.5)

@@ -67,6 +67,7 @@ def rglru_scan(
         RuntimeError: the backend named is not active.
 
     Example:
+        >>> import torch
         >>> x, opened = torch.ones(1, 2, 1), torch.full((1, 2, 1), 50.0)
         >>> rglru_scan(x, opened, opened, torch.tensor([-50.0])).flatten().tolist()  # decay 0: y is x
         [1.0, 1.0]
@@ -121,6 +122,7 @@ def rglru_state_update(
         ValueError: a shape, dtype, device or option that does not fit; the message names it.
 
     Example:
+        >>> import torch
         >>> state, one = torch.zeros(1, 1), torch.ones(1, 1)
         >>> rglru_state_update(state, one, 50 * one, 50 * one, torch.tensor([-50.0])).item(), state.item()
         (1.0, 1.0)

@@ -79,6 +79,7 @@ def selective_scan(
         RuntimeError: the backend named is not active.
 
     Example:
+        >>> import torch
         >>> u, delta, A = torch.ones(1, 3, 2), torch.full((1, 3, 2), 0.5), torch.zeros(2, 1)
         >>> B = C = torch.ones(1, 3, 1)
         >>> selective_scan(u, delta, A, B, C)[0, :, 0].tolist()
@@ -137,6 +138,7 @@ def selective_state_update(
         ValueError: a shape, dtype, device or option that does not fit; the message names it.
 
     Example:
+        >>> import torch
         >>> state = torch.zeros(1, 1, 1)
         >>> one = torch.ones(1, 1)
         >>> selective_state_update(state, one, 0.5 * one, 0 * one, one, one).item(), state.item()

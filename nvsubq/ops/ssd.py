@@ -66,6 +66,7 @@ def ssd_scan(
         RuntimeError: the backend named is not active.
 
     Example:
+        >>> import torch
         >>> x, dt, B = torch.ones(1, 3, 2, 4), torch.full((1, 3, 2), 0.5), torch.ones(1, 3, 1, 1)
         >>> ssd_scan(x, dt, torch.zeros(2), B, B)[0, :, 0, 0].tolist()
         [0.5, 1.0, 1.5]
@@ -117,6 +118,7 @@ def ssd_state_update(
         ValueError: a shape, dtype, device or option that does not fit; the message names it.
 
     Example:
+        >>> import torch
         >>> state, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1)
         >>> ssd_state_update(state, one, 0.5 * one[0], torch.zeros(1), one, one).item(), state.item()
         (0.5, 0.5)

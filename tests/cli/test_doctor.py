@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -90,6 +91,15 @@ def test_not_installed_at_all(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "nvsubq runs from a folder and is not installed" in capsys.readouterr().out
 
 
+@pytest.fixture
+def _nothing_remembered() -> Iterator[None]:
+    """Ops remember who served a call; neither from before the test nor from within."""
+    dispatch.forget()
+    yield
+    dispatch.forget()
+
+
+@pytest.mark.usefixtures("_nothing_remembered")
 def test_a_wrong_backend_is_found(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +114,7 @@ def test_a_wrong_backend_is_found(
     assert lines[-1] == "not well: causal_conv1d, torch, cpu"
 
 
+@pytest.mark.usefixtures("_nothing_remembered")
 def test_values_that_are_not_numbers_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _ = dispatch._load("torch")
     monkeypatch.setattr(module, "linear_scan", lambda a, b, **k: (a + b) * float("nan"))

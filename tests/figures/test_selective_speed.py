@@ -1,6 +1,6 @@
 """Figures of the C kernels of `selective_scan` and `causal_conv1d`, one thread, on buffers allocated before.
 
-Run with `scripts/test.sh -m figure -s tests/figures/test_native_selective.py`. Times are those of the thread,
+Run with `scripts/test.sh -m figure -s tests/figures/test_selective_speed.py`. Times are those of the thread,
 ratios medians of alternating runs; a neighbour on the same core still slows a run by up to a half.
 """
 
