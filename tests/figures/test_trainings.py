@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 pytestmark = [pytest.mark.figure, pytest.mark.timeout(3600)]
 
 
-def train(folder: Path, *overrides: str) -> dict:
+def train(folder: Path, *overrides: str, backend: str | None = None) -> dict:
     """The metrics.json of one run through the command line, in a process of its own."""
+    environment = os.environ | ({} if backend is None else {"NVSUBQ_BACKEND": backend})
     command = [sys.executable, "-c", "from nvsubq.cli.main import main; raise SystemExit(main())", "train"]
     done = subprocess.run(
-        [*command, f"paths.runs={folder}", *overrides], capture_output=True, text=True, check=False
-    )
+        [*command, f"paths.runs={folder}", *overrides],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "latest" / "metrics.json").read_text())
 
@@ -46,6 +49,23 @@ def test_mnist5k(core: str, accuracy: float, minutes: float, tmp_path: Path) -> 
     assert len(run["baselines"]) == 2
     assert reached >= accuracy
     assert took <= minutes
+
+
+def test_mnist5k_beside_the_portable_path(tmp_path: Path) -> None:
+    """The default experiment on the native kernels and on the portable path, one after the other."""
+    native, portable = (
+        train(tmp_path / name, "baselines=false", backend=name) for name in ("native", "torch")
+    )
+    minutes = [run["train_s"] / 60 for run in (native, portable)]
+    reached = [run["metrics"]["test/accuracy"] for run in (native, portable)]
+    show("MNIST-5k, native: minutes of training", "< 3", f"{minutes[0]:.2f}")
+    share = minutes[0] / minutes[1]
+    show("MNIST-5k, native over portable: time", "<= 0.5", f"{share:.3f} ({minutes[1]:.2f} minutes)")
+    show("MNIST-5k, native and portable: accuracy", "the same", f"{reached[0]:.4f}, {reached[1]:.4f}")
+    assert minutes[0] < 3
+    assert share <= 0.5
+    assert reached[0] >= reached[1] - 0.005
+    assert reached[0] >= 0.965
 
 
 def test_mni152(tmp_path: Path) -> None:
