@@ -169,10 +169,17 @@ def test_growth_of_the_block_with_length() -> None:
     sizes = (65536, 4096)
     gates = [partial(F.silu, torch.randn(1, length, block.d_inner)) for length in sizes]
     gate, gate_line = ratio(gates[0], gates[1], 7)
-    show("time per cell at 65536 over 4096: the block", "<= the others", f"{grown / 16:.2f} {line}")
-    show("    its matrix products", "", f"{matrix / 16:.2f} {matrix_line}")
-    show("    its gate", "", f"{gate / 16:.2f} {gate_line}")
-    assert grown / 16 <= max(matrix, gate) / 16 * 1.05
+
+    def shared(module: Callable[[], object], other: Callable[[], object]) -> Callable[[], object]:
+        return lambda: (module(), other())
+
+    both_long, both_short = shared(products(block, long), gates[0]), shared(products(block, short), gates[1])
+    together, together_line = ratio(both_long, both_short, 7)
+    show("time per cell at 65536 over 4096: the block", "<= products and gate", f"{grown / 16:.2f} {line}")
+    show("    its matrix products and its gate", "", f"{together / 16:.2f} {together_line}")
+    show("    its matrix products alone", "", f"{matrix / 16:.2f} {matrix_line}")
+    show("    its gate alone", "", f"{gate / 16:.2f} {gate_line}")
+    assert grown <= together * 1.05  # medians of a noisy machine
 
 
 def every_option(grad: bool) -> tuple[dict[str, Tensor], dict[str, object]]:
