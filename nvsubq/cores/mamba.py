@@ -185,15 +185,20 @@ class Mamba(LTV_LRNN):
         xz = self.in_proj(mask_absent(hidden_states, seq_idx))  # (B, L, 2D)
         conv = self.conv1d.weight[:, 0], self.conv1d.bias
         options = self._scan_options(integration_timesteps) | walk
-        if inference_cache is None:
+        u: Any
+        y: Any
+        if inference_cache is None and self._has_plain_x_proj():
             options["dt_bias"] = options.pop("delta_bias")
             del options["delta_softplus"]
             projections = self.x_proj.weight, self.dt_proj.weight
-            y: Any = mamba_inner(xz, *conv, *projections, A=self._rates(), D=self._skip(), **options)
+            y = mamba_inner(xz, *conv, *projections, A=self._rates(), D=self._skip(), **options)
+        elif inference_cache is None:
+            x, z = xz.chunk(2, dim=-1)
+            u = causal_conv1d(x, *conv, activation="silu", **walk)
+            y = selective_scan(*self._scan_inputs(u), z, **options)
         else:
             x, z = xz.chunk(2, dim=-1)
             walk |= {"initial_state": inference_cache["conv_state"], "return_final_state": True}
-            u: Any
             u, conv_state = causal_conv1d(x, *conv, activation="silu", **walk)
             options |= {"initial_state": inference_cache["lrnn_state"], "return_final_state": True}
             y, state = selective_scan(*self._scan_inputs(u), z, **options)
@@ -308,6 +313,13 @@ class Mamba(LTV_LRNN):
         low, B, C = self.x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
         delta = F.linear(low, self.dt_proj.weight)
         return x, delta, self._rates(), B, C, self._skip()
+
+    def _has_plain_x_proj(self) -> bool:
+        """Whether the weight says all that `x_proj` does: no hook, adapter or other module in its place."""
+        if torch.compiler.is_compiling():  # which fuses by itself
+            return False
+        found = weights_of(self.x_proj, nn.Linear)
+        return found is not None and found["bias"] is None
 
     def _rates(self) -> Tensor:
         return -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))

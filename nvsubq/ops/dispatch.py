@@ -200,10 +200,10 @@ def fused_step(name: str, backend: str | None) -> Callable[..., Any] | None:
         name: of the step, `mamba_step` for one.
         backend: as in `resolve`.
     """
-    asked = backend or _forced.get() or os.environ.get(_ENVIRONMENT) or "auto"
-    if asked != "auto":
-        asked, _ = _asked(backend)
-    module, _ = _load("native" if asked == "auto" else asked)
+    chosen = backend or asked()
+    if chosen != "auto":
+        chosen, _ = _asked(backend)
+    module, _ = _load("native" if chosen == "auto" else chosen)
     return getattr(module, name, None)
 
 

@@ -278,3 +278,23 @@ class TestErrors:
     def test_what_is_not_there_is_not_accepted(self, later):
         with pytest.raises(TypeError, match=later):
             Mamba(16, **{later: None})
+
+
+def test_what_stands_in_for_x_proj_is_called() -> None:
+    """An adapter with a weight of its own, or a hook, says more than the weight."""
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) + 1
+
+    core, x = Mamba(8), torch.randn(2, 5, 8)
+    plain = core(x)
+    hook = core.x_proj.register_forward_hook(lambda module, args, output: output + 1)
+    hooked = core(x)
+    hook.remove()
+    assert torch.equal(core(x), plain)
+    adapted = Adapted(core.x_proj.in_features, core.x_proj.out_features, bias=False)
+    adapted.load_state_dict(core.x_proj.state_dict())
+    core.x_proj = adapted
+    assert torch.equal(core(x), hooked)
+    assert not torch.allclose(hooked, plain)

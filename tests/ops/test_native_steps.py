@@ -141,4 +141,4 @@ def test_few_structs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.5, 8.0, float("inf")])
 def test_a_double_goes_as_its_bits(value: float) -> None:
-    assert ctypes.c_double.from_buffer(ctypes.c_int64(step_call.bits(value))).value == value
+    assert ctypes.c_double.from_buffer(ctypes.c_int64(library.bits(value))).value == value

@@ -8,7 +8,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,16 @@ def describe(tensor: Tensor | None, seen: Callable[[Any], tuple[int, ...]] | Non
     dtype = DTYPES[tensor.dtype.to_real() if is_complex else tensor.dtype]
     flags = PRESENT | COMPLEX if is_complex else PRESENT
     return tensor.data_ptr(), *stride, *(0,) * (4 - len(stride)), dtype, flags
+
+
+_AS_DOUBLE, _AS_INTEGER = struct.Struct("=d"), struct.Struct("=q")
+
+
+@lru_cache(256)
+def bits(value: float) -> int:
+    """A double as the integer of the same bits: the structs' scalars are integers."""
+    found: int = _AS_INTEGER.unpack(_AS_DOUBLE.pack(value))[0]
+    return found
 
 
 def readable(tensor: Tensor | None) -> Tensor | None:

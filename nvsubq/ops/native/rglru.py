@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from typing import Any
 
 from nvsubq.ops.native.call import Described, NativeOp
-from nvsubq.ops.native.library import GELU_TANH, UNSCALED_FIRST, Layout
+from nvsubq.ops.native.library import GELU_TANH, UNSCALED_FIRST, Layout, bits
 
 CELLS = 32  # of a segment; states are kept at the borders
 INPUTS = ("x", "r", "i", "a_log", "gate", "r_bias", "i_bias", "initial_state")
@@ -24,7 +23,7 @@ _WORK = 4  # of one cell and channel, counted in states
 def _describe(arguments: Mapping[str, Any]) -> Described:
     batch, length, width = arguments["x"].shape
     scalars = {"batch": batch, "length": length, "width": width}
-    scalars["c_bits"] = struct.unpack("q", struct.pack("d", arguments["c"]))[0]
+    scalars["c_bits"] = bits(arguments["c"])
     scalars["flags"] = GELU_TANH if arguments["gelu"] == "tanh" else 0
     scalars["flags"] |= 0 if arguments["normalize_first"] else UNSCALED_FIRST
     return Described(scalars, batch * length * width * _WORK)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from typing import Any
 
 from nvsubq.ops.native.call import Described, NativeOp
-from nvsubq.ops.native.library import SOFTPLUS, Layout
+from nvsubq.ops.native.library import SOFTPLUS, Layout, bits
 
 INPUTS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
 LAYOUT = Layout(
@@ -35,16 +34,10 @@ def _describe(arguments: Mapping[str, Any]) -> Described:
         "states": states,
         "groups": groups,
         "flags": SOFTPLUS if arguments["dt_softplus"] else 0,
-        "lowest": _bits(lowest),
-        "highest": _bits(highest),
+        "lowest": bits(lowest),
+        "highest": bits(highest),
     }
     return Described(scalars, batch * length * heads * head_width * states)
-
-
-def _bits(value: float) -> int:
-    """A double as the integer of the same bits: the struct's scalars are integers."""
-    bits: int = struct.unpack("q", struct.pack("d", value))[0]
-    return bits
 
 
 def _saved_elements(arguments: Mapping[str, Any]) -> int:

@@ -7,10 +7,8 @@ plain, dense and of their shapes, and puts their addresses in.
 from __future__ import annotations
 
 import ctypes
-import struct
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,15 +30,6 @@ _DOUBLES = (_F64, _C128)
 _PLAIN = (Tensor, Parameter)
 _STRIDED = torch.strided
 KEPT = 1024  # signatures, of each step and thread
-
-_AS_DOUBLE, _AS_INTEGER = struct.Struct("=d"), struct.Struct("=q")
-
-
-@lru_cache(256)
-def bits(value: float) -> int:
-    """A double as the integer of the same bits: the struct's scalars are integers."""
-    found: int = _AS_INTEGER.unpack(_AS_DOUBLE.pack(value))[0]
-    return found
 
 
 def strides(shape: Shape) -> tuple[int, ...]:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvsubq.ops.native.library import Layout
-from nvsubq.ops.native.step_call import KEPT, Shape, StepCall, bits, given, written
+from nvsubq.ops.native.library import Layout, bits
+from nvsubq.ops.native.step_call import KEPT, Shape, StepCall, given, written
 
 MAMBA = Layout(
     scalars=(
