@@ -32,7 +32,7 @@ def test_every_struct_is_pinned() -> None:
 @needs_native
 def test_a_program_without_python_gets_the_right_numbers(tmp_path: Path) -> None:
     program = tmp_path / "program"
-    file = library.folder() / library.file_name()
+    file = library.folder() / library.CPU.file_name
     built = subprocess.run(
         ["bash", str(BUILD), str(file), str(program), "-O0"], capture_output=True, text=True, check=False
     )
