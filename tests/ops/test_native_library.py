@@ -30,7 +30,7 @@ STRUCTS = {
     "nvsubq_rglru_step_args": steps.RGLRU,
     "nvsubq_s5_step_args": steps.S5,
 }
-needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
+needs_native = pytest.mark.skipif(native.inactive("cpu") is not None, reason="native is not active")
 
 
 class CTensor(ctypes.Structure):
@@ -190,7 +190,7 @@ def test_a_library_of_other_sources(tmp_path: Path) -> None:
 def test_the_environment_names_a_library(tmp_path: Path) -> None:
     mine = tmp_path / "mine.so"
     shutil.copy(library.folder() / library.CPU.file_name, mine)
-    code = "from nvsubq.ops import native; print(native.inactive() or open('/proc/self/maps').read())"
+    code = "from nvsubq.ops import native; print(native.inactive("cpu") or open('/proc/self/maps').read())"
     for named, said in ((mine, str(mine)), (tmp_path / "none.so", "the native library cannot be loaded: ")):
         environment = {**os.environ, "NVSUBQ_LIBRARY": str(named)}
         done = subprocess.run(
