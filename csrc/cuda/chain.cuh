@@ -1,0 +1,264 @@
+// First-order recurrences s <- P s + H in one pass over memory: a walk is cut into tiles, a tile into one chunk for
+// each warp, and tiles are linked in the order of the walk.
+//
+// A block knows what its tile does to a state, (P, H), before it knows the state that enters: it publishes that, takes
+// the nearest state before it that is known, applies the tiles between in order, and publishes the state that leaves.
+// However many tiles that are, the same products and sums are made in the same order, so the bits do not depend on
+// timing. Tiles are handed out by a ticket: what a block waits for belongs to one that already runs.
+#ifndef NVSUBQ_CUDA_CHAIN_CUH
+#define NVSUBQ_CUDA_CHAIN_CUH
+
+#include "columns.cuh"
+#include "entry.h"
+
+namespace nvsubq {
+
+// s after steps that together are (product, sum). A sequence that starts on the way has product 0 and takes nothing
+// from before, not even what is not finite.
+template <class N>
+NVSUBQ_BOTH N fold(N product, N sum, N s) {
+  return is_zero(product) ? sum : fused(product, s, sum);
+}
+
+// Borders between tiles of this many steps.
+__host__ __device__ __forceinline__ int64_t borders(int64_t length, int tile) {
+  return length > tile ? (length - 1) / tile : 0;
+}
+
+// How channels, rows and steps are spread over blocks.
+struct Tiling {
+  int64_t run;                         // channels of one block of the walk
+  int groups_of_block, groups, tiles;  // groups of 32 channels; tiles of a walk
+  int warps;                           // of a CUDA block, each with its chunk
+
+  // Tiles of at most `warps` chunks of `steps` steps, all alike if they are `even`. A rule of the length alone.
+  template <class Args>
+  static Tiling of(const Args& a, int warps, int steps, bool even) {
+    Tiling t;
+    t.run = a.width / a.blocks;
+    t.groups_of_block = int(ceil_div(t.run, 32));
+    t.groups = t.groups_of_block * int(a.blocks);
+    const int64_t chunks = ceil_div(a.length < 1 ? 1 : a.length, steps);
+    t.tiles = int(ceil_div(chunks, warps));
+    t.warps = even || t.tiles == 1 ? int(ceil_div(chunks, t.tiles)) : warps;
+    return t;
+  }
+  template <class Args>
+  int64_t count(const Args& a) const {
+    return a.batch * groups * tiles;
+  }
+};
+
+template <class Args>
+int check_tiling(const Args& a, const Tiling& t) {
+  constexpr int64_t kMost = INT32_MAX - 65536;
+  if (a.length > kMost || a.width > kMost || t.count(a) > kMost)
+    return fail(NVSUBQ_UNSUPPORTED, "batch, length, width (=%lld, %lld, %lld): too large for one call",
+                (long long)a.batch, (long long)a.length, (long long)a.width);
+  return NVSUBQ_OK;
+}
+
+// What blocks tell each other, first in the workspace and zeroed before a launch: the ticket, and per tile and channel
+// a product, a sum and a state, in words of 32 bits, with a mark beside each that says the word is there: no fence
+// is needed.
+struct Links {
+  uint32_t* ticket;
+  uint64_t* words;
+  int64_t columns, bytes;
+
+  template <class N, class Args>
+  static Links in(Arena& arena, const Args& a, const Tiling& t) {
+    Links links;
+    links.columns = a.batch * t.groups * 32;
+    const int64_t words = t.tiles > 1 ? links.columns * t.tiles * 3 * int64_t(sizeof(N) / 4) : 0;
+    links.ticket = arena.take<uint32_t>(t.tiles > 1 ? 1 : 0);
+    links.words = arena.take<uint64_t>(words);
+    links.bytes = arena.bytes();
+    return links;
+  }
+};
+
+enum LinkKind { kProduct, kSum, kState };
+
+template <class N>
+NVSUBQ_BOTH uint64_t* link_at(const Links& links, int rank, int kind, int64_t column) {
+  return links.words + (int64_t(rank) * 3 + kind) * int64_t(sizeof(N) / 4) * links.columns + column;
+}
+template <class N>
+NVSUBQ_BOTH void tell(const Links& links, int rank, int kind, int64_t column, N x) {
+  uint64_t* to = link_at<N>(links, rank, kind, column);
+  uint32_t words[sizeof(N) / 4];
+  memcpy(words, &x, sizeof x);
+#pragma unroll
+  for (int w = 0; w < int(sizeof(N) / 4); ++w)
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to + w * links.columns), "l"(1ull << 32 | words[w])
+                 : "memory");
+}
+// Whether the number is there.
+template <class N>
+NVSUBQ_BOTH bool ask(const Links& links, int rank, int kind, int64_t column, N* x) {
+  const uint64_t* from = link_at<N>(links, rank, kind, column);
+  uint32_t words[sizeof(N) / 4];
+  bool there = true;
+#pragma unroll
+  for (int w = 0; w < int(sizeof(N) / 4); ++w) {
+    uint64_t found;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(from + w * links.columns) : "memory");
+    words[w] = uint32_t(found);
+    there = there && found >> 32;
+  }
+  memcpy(x, words, sizeof *x);
+  return there;
+}
+
+// The state that enters the tile of this rank (1 or more); `initial` enters that of rank 0.
+template <class N>
+__device__ __forceinline__ N look_back(const Links& links, int rank, int64_t column, N initial) {
+  constexpr int kReach = sizeof(N) == 4 ? 4 : 2;
+  for (;;) {
+    N state[kReach], product[kReach], sum[kReach];
+    bool known[kReach], linked[kReach];
+#pragma unroll
+    for (int i = 0; i < kReach; ++i) {
+      const int from = rank - 1 - i;
+      known[i] = linked[i] = false;
+      if (from < 0) {
+        known[i] = from == -1, state[i] = initial;
+        continue;
+      }
+      known[i] = ask(links, from, kState, column, &state[i]);
+      if (i + 1 < kReach) {
+        linked[i] = ask(links, from, kProduct, column, &product[i]);
+        linked[i] = ask(links, from, kSum, column, &sum[i]) && linked[i];
+      }
+    }
+    int use = -1;
+    bool open = true;
+    N s = initial;
+#pragma unroll
+    for (int i = 0; i < kReach; ++i) {
+      if (use < 0 && open && known[i]) use = i, s = state[i];
+      open = open && linked[i];
+    }
+    if (use < 0) continue;
+#pragma unroll
+    for (int i = kReach - 2; i >= 0; --i)
+      if (i < use) s = fold(product[i], sum[i], s);
+    return s;
+  }
+}
+
+// A block's tile. In 32 bits, which `check_tiling` sees to: registers are scarce.
+struct Tile {
+  int row, group, block, rank;  // rank: of the tile in the order of the chain
+  uint32_t abreast;             // among the tiles of its rank
+};
+
+// And this thread's place in it.
+struct TilePlace : Tile {
+  int channel;
+  bool live;  // whether there is such a channel
+
+  __device__ __forceinline__ TilePlace(const Tiling& t, const Links& links, Tile* shared) {
+    if (threadIdx.x == 0) {
+      const uint32_t ticket = t.tiles > 1 ? atomicAdd(links.ticket, 1u) : blockIdx.x;
+      const uint32_t of_rank = gridDim.x / uint32_t(t.tiles), abreast = ticket % of_rank;
+      const int group = int(abreast % uint32_t(t.groups));
+      *shared = {int(abreast / uint32_t(t.groups)), group, group / t.groups_of_block, int(ticket / of_rank), abreast};
+    }
+    __syncthreads();
+    *static_cast<Tile*>(this) = *shared;
+    const int within = (group - block * t.groups_of_block) * 32 + int(threadIdx.x & 31);
+    live = within < t.run;
+    channel = block * int(t.run) + within;
+  }
+  // Among the places of links of one rank and kind.
+  __device__ __forceinline__ int64_t column() const { return int64_t(abreast) * 32 + (threadIdx.x & 31); }
+};
+
+// What the warps of a block tell each other, by chunk and channel: what a chunk does to a state.
+template <class N, int WARPS>
+struct TileMemory {
+  N product[WARPS][32], sum[WARPS][32], entering[32];
+  Tile tile;
+};
+
+// What a run of chunks does to a state.
+template <class N>
+struct Link {
+  N product, sum;
+  NVSUBQ_BOTH Link() : product(number<N>(1)), sum() {}
+  NVSUBQ_BOTH void add(N next_product, N next_sum) {
+    sum = fold(next_product, next_sum, sum);
+    product = is_zero(next_product) ? N{} : product * next_product;
+  }
+};
+
+// The chunks of this tile before `end` (BACK: after it), in the order of the chain. A chain from the end of the walk on
+// multiplies by the products' conjugates.
+template <bool BACK, class N, int WARPS>
+__device__ __forceinline__ Link<N> chunks_before(const TileMemory<N, WARPS>& memory, const Tiling& t, int end) {
+  const int lane = int(threadIdx.x) & 31;
+  Link<N> link;
+  if (BACK) {
+#pragma unroll 4
+    for (int w = t.warps - 1; w > end; --w) link.add(conj(memory.product[w][lane]), memory.sum[w][lane]);
+  } else {
+#pragma unroll 4
+    for (int w = 0; w < end; ++w) link.add(memory.product[w][lane], memory.sum[w][lane]);
+  }
+  return link;
+}
+
+// The state that enters the chunk of this warp, once each chunk's product and sum are in `memory`. One warp gets, from
+// other blocks, the state that enters the tile; `initial` enters the walk.
+template <bool BACK, class N, int WARPS>
+__device__ __forceinline__ N entering_state(TileMemory<N, WARPS>& memory, const Tiling& t, const Links& links,
+                                            const TilePlace& place, const nvsubq_tensor& initial) {
+  const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) / 32;
+  Link<N> before;
+  if (warp == (BACK ? t.warps - 1 : 0)) {
+    N s = place.live ? read_state<N>(initial, place.row, place.channel) : N{};
+    if (t.tiles > 1) {
+      const Link<N> all = chunks_before<BACK>(memory, t, BACK ? -1 : t.warps);
+      const bool last = place.rank == t.tiles - 1;
+      if (place.rank && !last) {
+        tell(links, place.rank, kProduct, place.column(), all.product);
+        tell(links, place.rank, kSum, place.column(), all.sum);
+      }
+      if (place.rank) s = look_back(links, place.rank, place.column(), s);
+      if (!last) tell(links, place.rank, kState, place.column(), fold(all.product, all.sum, s));
+    }
+    memory.entering[lane] = s;
+  } else {
+    before = chunks_before<BACK>(memory, t, warp);  // while that warp waits
+  }
+  __syncthreads();
+  return fold(before.product, before.sum, memory.entering[lane]);
+}
+
+// Zeroes what blocks will tell each other.
+inline int clear_links(const Links& links, cudaStream_t stream) {
+  if (!links.bytes) return NVSUBQ_OK;
+  return status_of(cudaMemsetAsync(links.ticket, 0, size_t(links.bytes), stream), "links of tiles");
+}
+
+// Column sums of `from` [rows][columns], in a fixed order whatever the launch: block (32, 32), `done(column, sum)`.
+template <class T, class F>
+__device__ __forceinline__ void sum_columns(const T* from, int64_t rows, int64_t columns, F done) {
+  __shared__ double part[32][33];
+  const int64_t column = int64_t(blockIdx.x) * 32 + threadIdx.x;
+  double sum = 0;
+  if (column < columns)
+#pragma unroll 4
+    for (int64_t row = threadIdx.y; row < rows; row += 32) sum += double(from[row * columns + column]);
+  part[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y || column >= columns) return;
+  for (int i = 1; i < 32; ++i) sum += part[i][threadIdx.x];
+  done(column, T(sum));
+}
+
+}  // namespace nvsubq
+
+#endif
