@@ -53,7 +53,8 @@ __device__ __forceinline__ int64_t block_of(const Conv& a, int64_t channel) {
 
 // A kernel of four taps side by side, for one storage dtype; `general.cu` has the others.
 inline bool is_fast(const Conv& a) {
-  return a.taps == 4 && a.dilation == 1 && bool(a.flags & NVSUBQ_DOUBLE) == (a.x.dtype == NVSUBQ_F64);
+  return a.taps == 4 && a.dilation == 1 && a.length < (int64_t(1) << 30) &&
+         bool(a.flags & NVSUBQ_DOUBLE) == (a.x.dtype == NVSUBQ_F64);
 }
 
 // The partial sums of d_weight and d_bias, [parts][K + 1][D] in the compute dtype.

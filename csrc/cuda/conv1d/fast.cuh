@@ -2,20 +2,31 @@
 #ifndef NVSUBQ_CUDA_CONV1D_FAST_CUH
 #define NVSUBQ_CUDA_CONV1D_FAST_CUH
 
+#include <type_traits>
+
 #include "common.cuh"
 
 namespace nvsubq {
 
 constexpr int kTaps = 4, kPast = kTaps - 1;
 
+// Calls `todo` with whether a call has no sequences and no states: its kernels need fewer registers.
+template <class F>
+int for_plain(const Conv& a, F todo) {
+  const bool plain = !present(a.segment) && !present(a.count) && !present(a.initial_state) && !present(a.d_final_state) &&
+                     !present(a.d_initial_state);
+  return plain ? todo(std::true_type()) : todo(std::false_type());
+}
+
 // How threads share a call: `x` of a block are packs of channels side by side, `y` pieces of the walk, each `piece`
 // steps long. Blocks are numbered by row, then along the walk, then by channels.
 struct Tiling {
-  int64_t piece, groups, tiles, packs;
+  int64_t groups, tiles, packs;
+  int piece;
   dim3 block;
   unsigned grid;
 
-  Tiling(const Conv& a, int lanes, int64_t steps, int across, int threads) : piece(steps) {
+  Tiling(const Conv& a, int lanes, int steps, int across, int threads) : piece(steps) {
     packs = a.width / lanes;
     const int64_t x = packs < across ? packs : across;
     block = dim3(unsigned(x < 1 ? 1 : x), unsigned(threads / (x < 1 ? 1 : x)));
@@ -28,7 +39,8 @@ struct Tiling {
 
 // A thread's part of a call.
 struct Place {
-  int64_t row, group, channel, begin;
+  int64_t row, group, channel;
+  int begin;  // step; they fit in 32 bits
   bool there;
 
   __device__ __forceinline__ Place(const Tiling& t, int lanes, int64_t length) {
@@ -37,8 +49,9 @@ struct Place {
     row = rest / unsigned(t.groups);
     const int64_t pack = int64_t(tile) * blockDim.x + threadIdx.x;
     channel = pack * lanes;
-    begin = (group * blockDim.y + threadIdx.y) * t.piece;
-    there = pack < t.packs && (begin < length || begin == 0);
+    const int64_t first = (group * blockDim.y + threadIdx.y) * t.piece;
+    there = pack < t.packs && (first < length || first == 0);
+    begin = there ? int(first) : 0;
   }
 };
 
@@ -55,6 +68,7 @@ struct Taps {
     else if (dense && a.weight.dtype == NVSUBQ_BF16)
       read_packs<bf16>(a, channel);
     else
+#pragma unroll
       for (int j = 0; j < kTaps; ++j)
 #pragma unroll
         for (int v = 0; v < V; ++v) weight[j][v] = read_any<T>(a.weight, at(a.weight, channel + v, j));
@@ -74,8 +88,13 @@ struct Taps {
   }
 };
 
-// The last inputs of a walk, newest last, and the numbers of their sequences (all 0 where there are none).
-template <class T, int V>
+template <bool PLAIN>
+__device__ __forceinline__ int32_t number_at(const Steps& steps, int step) {
+  return !PLAIN && steps.segment ? steps.number(step) : 0;
+}
+
+// The last inputs of a walk, newest last, and the numbers of their sequences. PLAIN: there is one, and no state.
+template <class T, int V, bool PLAIN>
 struct Window {
   T x[kPast][V];
   int32_t number[kPast];
@@ -85,15 +104,15 @@ struct Window {
     const S* first = rows.at(place.row, place.channel);
 #pragma unroll
     for (int i = 0; i < kPast; ++i) {
-      const int64_t step = place.begin - kPast + i;
-      number[i] = steps.segment ? steps.number(step) : 0;
+      const int step = place.begin - kPast + i;
+      number[i] = number_at<PLAIN>(steps, step);
       if (step >= 0) {
         const auto pack = load_pack<S, V>(first + steps.cell(step) * rows.cell);
 #pragma unroll
         for (int v = 0; v < V; ++v) x[i][v] = widen<T>(pack.lane[v]);
       } else {
 #pragma unroll
-        for (int v = 0; v < V; ++v) x[i][v] = before<T>(a, place.row, place.channel + v, step);
+        for (int v = 0; v < V; ++v) x[i][v] = PLAIN ? T(0) : before<T>(a, place.row, place.channel + v, step);
       }
     }
   }
@@ -104,7 +123,7 @@ struct Window {
     for (int v = 0; v < V; ++v) y[v] = taps.bias[v];
 #pragma unroll
     for (int i = 0; i < kPast; ++i)
-      if (number[i] == its) {
+      if (PLAIN || number[i] == its) {
 #pragma unroll
         for (int v = 0; v < V; ++v) y[v] = fma(taps.weight[i][v], x[i][v], y[v]);
       }
@@ -124,11 +143,11 @@ struct Window {
 
 // Zeros at the cells of a thread's steps that are not there.
 template <class S, int V>
-__device__ __forceinline__ void clear(const Steps& steps, S* first, int64_t stride, int64_t begin, int64_t end) {
+__device__ __forceinline__ void clear(const Steps& steps, S* first, int64_t stride, int begin, int end) {
   Pack<S, V> zero;
 #pragma unroll
   for (int v = 0; v < V; ++v) zero.lane[v] = narrow<S>(0.0f);
-  for (int64_t k = begin > steps.count ? begin : steps.count; k < end; ++k)
+  for (int k = max(begin, int(steps.count)); k < end; ++k)
     store_pack<S, V>(first + steps.cell(k) * stride, zero);
 }
 
