@@ -15,6 +15,7 @@ DISCRETIZATIONS: dict[str, tuple[str | None, ...]] = {
     "LTV_LRNN": ("zoh", "bilinear", "dirac", "async", "no_discretization", None),
     "Mamba": ("mamba", "zoh", "bilinear", "dirac"),
     "S5": ("zoh", "bilinear", "dirac", "async"),
+    "S7": (None,),
     "Mamba2": (None,),
     "RGLRU": (None,),
     "Attention": (None,),
@@ -156,7 +157,7 @@ class LTV_LRNN(nn.Module, ABC):
         if integration_timesteps is not None:
             raise ValueError(
                 f"`integration_timesteps` must be None: {type(self).__name__} has no use for them "
-                "(Mamba and S5 have)."
+                "(Mamba, S5 and S7 have)."
             )
 
 

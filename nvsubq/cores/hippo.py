@@ -32,3 +32,21 @@ def hippo_normal_eigen(size: int) -> tuple[Tensor, Tensor]:
     real = normal.diagonal().mean()
     imag, basis = torch.linalg.eigh(-1j * (normal - torch.diag(normal.diagonal())).to(torch.complex128))
     return torch.complex(real.expand(size), imag), basis
+
+
+def hippo_blocks(size: int, blocks: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a block-diagonal matrix of equal HiPPO-LegS blocks.
+
+    Args:
+        size: number of states.
+        blocks: number of blocks; it divides `size`.
+
+    Returns:
+        eigenvalues `[size]`, and V `[size, size]` with the eigenvectors as columns, as of one block.
+
+    Example:
+        >>> hippo_blocks(4, 2)[1].abs().gt(0).int().tolist()
+        [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    """
+    eigenvalues, basis = hippo_normal_eigen(size // blocks)
+    return eigenvalues.repeat(blocks), torch.block_diag(*[basis] * blocks)
