@@ -46,20 +46,28 @@ def by_hand(core: Mamba, h: Tensor, dt: Tensor | None = None) -> Tensor:
     window = F.pad(x, (0, 0, K - 1, 0)).unfold(1, K, 1)  # (B, L, D, K)
     x = (window * core.conv1d.weight[:, 0]).sum(-1)
     x = F.silu(x if core.conv1d.bias is None else x + core.conv1d.bias)
-    low, B, C = core.x_proj(x).split([core.dt_rank, core.d_state, core.d_state], -1)
+    rows = core.x_proj(x)
+    low, B, C = rows[..., : core.dt_rank + 2 * core.d_state].split(
+        [core.dt_rank, core.d_state, core.d_state], -1
+    )
+    gate = torch.sigmoid(rows[..., -core.d_state :] + 4) if core.a_modulation else torch.ones_like(B)
     delta = F.softplus(core.dt_proj(low))
     A = -core.A_log.exp()
-    s, outputs = torch.zeros(len(h), core.d_inner, core.d_state, dtype=h.dtype), []
+    if core.a_init == "s4d_lin":
+        A = torch.complex(A, core.A_imag)
+    clock = core.dtA_proj.bias if core.event_mode else core.dt_proj.bias
+    s, outputs = torch.zeros(len(h), core.d_inner, core.d_state, dtype=A.dtype), []
     for k in range(h.shape[1]):
         d = delta[:, k, :, None]
-        d_a = d if dt is None else dt[:, k, None, None] * F.softplus(core.dt_proj.bias)[:, None]
+        d_a = d if dt is None else dt[:, k, None, None] * F.softplus(clock)[:, None]
         if core.discretization == "bilinear":
             decay, scale = (1 + d_a * A / 2) / (1 - d_a * A / 2), d / (1 - d * A / 2)
         else:
             decay = torch.exp(d_a * A)
-            scale = {"mamba": d, "zoh": torch.expm1(d * A) / A, "dirac": 1.0}[core.discretization]
-        s = decay * s + scale * B[:, k, None] * x[:, k, :, None]
-        outputs.append((s * C[:, k, None]).sum(-1) + core.D * x[:, k])
+            scale = {"mamba": d, "zoh": (torch.exp(d * A) - 1) / A, "dirac": 1.0}[core.discretization]
+        s = gate[:, k, None] * decay * s + scale * B[:, k, None] * x[:, k, :, None]
+        read = (s * C[:, k, None]).sum(-1)
+        outputs.append((2 * read.real if A.is_complex() else read) + core.D * x[:, k])
     return core.out_proj(torch.stack(outputs, 1) * F.silu(z))
 
 
@@ -122,10 +130,15 @@ class TestOracles:
 
 class TestFormulas:
     @pytest.mark.parametrize("timesteps", [False, True])
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"a_init": "s4d_lin", "d_state": 5}, {"a_modulation": True}, {"event_mode": True}],
+        ids=str,
+    )
     @pytest.mark.parametrize("discretization", ["mamba", "zoh", "bilinear", "dirac"])
-    def test_by_hand(self, discretization, timesteps):
+    def test_by_hand(self, discretization, options, timesteps):
         """In fp64 to 1e-10, with gradients: forward is the definition, term by term."""
-        core = make(discretization=discretization, bias=True, dtype=torch.float64).double()
+        core = make(discretization=discretization, bias=True, dtype=torch.float64, **options).double()
         x = torch.randn(2, 17, 16, dtype=torch.float64, requires_grad=True)
         dt = torch.rand(2, 17, dtype=torch.float64, requires_grad=True)
         args = (dt,) if timesteps else ()
@@ -261,6 +274,7 @@ class TestErrors:
                 "`discretization` (='euler') of Mamba must be one of 'mamba', 'zoh', 'bilinear', 'dirac'.",
             ),
             ({"dt_init": "zeros"}, "`dt_init` (='zeros') must be 'random' or 'constant'."),
+            ({"a_init": "hippo"}, "`a_init` (='hippo') must be 's4d_real' or 's4d_lin'."),
             ({"dt_rank": "half"}, "`dt_rank` (='half') must be 'auto' or an int."),
             ({"dt_rank": 0}, "`dt_rank` (=0) must be at least 1."),
             ({"d_state": 0}, "`d_state` (=0) must be at least 1."),
@@ -274,10 +288,52 @@ class TestErrors:
             Mamba(16, **options)
         assert str(error.value) == text
 
-    @pytest.mark.parametrize("later", ["conv_dilations", "a_init", "a_modulation", "event_mode"])
+    @pytest.mark.parametrize("later", ["conv_dilations"])
     def test_what_is_not_there_is_not_accepted(self, later):
         with pytest.raises(TypeError, match=later):
             Mamba(16, **{later: None})
+
+
+class TestEventCheckpoints:
+    """The clock of events, and the weight beside it that STREAM's package has and does not use."""
+
+    def test_load_into_event_mode(self) -> None:
+        source, core = make(event_mode=True), make(event_mode=True)
+        state = source.state_dict() | {"dtA_proj.weight": torch.randn(32, 1)}
+        core.load_state_dict(state)
+        assert torch.equal(core.dtA_proj.bias, source.dtA_proj.bias)
+        assert "dtA_proj.weight" in state
+
+    def test_load_into_plain_mode(self) -> None:
+        core = torch.nn.Sequential(make())
+        source = make(event_mode=True).state_dict() | {"dtA_proj.weight": torch.randn(32, 1)}
+        core.load_state_dict({f"0.{name}": value for name, value in source.items()})
+        assert torch.equal(core[0].dt_proj.bias, source["dt_proj.bias"])
+
+    def test_plain_ones_load_into_event_mode(self) -> None:
+        source, core = make(), make(event_mode=True)
+        core.load_state_dict(source.state_dict())
+        assert torch.equal(core.dtA_proj.bias, source.dt_proj.bias)
+
+    def test_what_is_missing_beside_it_is_still_told(self) -> None:
+        state = make().state_dict()
+        del state["dt_proj.bias"]
+        with pytest.raises(RuntimeError, match=r'Missing key.*"dt_proj.bias".*"dtA_proj.bias"'):
+            make(event_mode=True).load_state_dict(state)
+
+
+def test_a_decays_gate_starts_near_one() -> None:
+    core, x = Mamba(16, a_modulation=True), torch.randn(2, 9, 16)
+    gates = torch.sigmoid(core.x_proj(torch.randn(100, 32))[:, -16:] + 4)
+    assert 0.9 < gates.mean() < 1
+    assert core(x).isfinite().all()
+
+
+def test_complex_rates_start_as_s4d_lin() -> None:
+    core = Mamba(16, d_state=3, a_init="s4d_lin")
+    want = torch.complex(torch.tensor([-0.5] * 3), math.pi * torch.arange(3.0))
+    torch.testing.assert_close(core._rates().detach(), want.expand(32, 3))
+    assert core.allocate_inference_cache(1, 1)["lrnn_state"].dtype == torch.complex64
 
 
 def test_what_stands_in_for_x_proj_is_called() -> None:
