@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,14 +24,9 @@ from nvsubq.cores.base import (
     state_dtype,
     write_cache,
 )
+from nvsubq.cores.branches import convolve, convolve_step, make_branches, make_states, parse_dilations
 from nvsubq.cores.fusing import linears_of, own_of, weights_of
-from nvsubq.ops import (
-    causal_conv1d,
-    causal_conv1d_update,
-    mamba_inner,
-    selective_scan,
-    selective_state_update,
-)
+from nvsubq.ops import mamba_inner, selective_scan, selective_state_update
 from nvsubq.ops.steps import mamba_step
 
 _GATE_BIAS = 4.0  # a decay's gate starts near 1
@@ -63,6 +59,8 @@ class Mamba(LTV_LRNN):
         device: of the parameters.
         dtype: of the parameters; `A_log` and `D` are fp32 at least.
         discretization: "mamba" (`exp(delta A)`, `delta`), "zoh", "bilinear" or "dirac" (input coefficient 1).
+        conv_dilations: one causal convolution for each, mixed by `softmax(conv_gates)` where there are
+            several (lite-mamba's front end; its parameters are named as there).
         a_init: "s4d_real" (`A_n = -n`) or "s4d_lin", complex: `A_n = -1/2 + i pi n` (arXiv:2206.11893).
         a_modulation: gate the decay by the input: `Abar_k = sigmoid(W_a x_k + 4) Abar_k`.
         event_mode: timesteps have a clock of their own, `softplus(dtA_proj.bias)`, not `softplus(b_dt)`.
@@ -101,6 +99,7 @@ class Mamba(LTV_LRNN):
         dtype: torch.dtype | str | None = None,
         discretization: str = "mamba",
         *,
+        conv_dilations: Sequence[int] = (1,),
         a_init: str = "s4d_real",
         a_modulation: bool = False,
         event_mode: bool = False,
@@ -114,6 +113,7 @@ class Mamba(LTV_LRNN):
             raise ValueError(f"`a_init` (={a_init!r}) must be 's4d_real' or 's4d_lin'.")
         check_at_least(1, d_model=d_model, d_state=d_state, d_conv=d_conv)
         check_dt_range(dt_min, dt_max)
+        self.conv_dilations = parse_dilations(conv_dilations)
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
         if self.d_inner < 1:
@@ -130,7 +130,11 @@ class Mamba(LTV_LRNN):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         kept: dict[str, Any] = {"device": device, "dtype": state_dtype(dtype)}
         self.in_proj = nn.Linear(d_model, 2 * D, bias=bias, **made)  # rows: x, z
-        self.conv1d = nn.Conv1d(D, D, d_conv, groups=D, padding=d_conv - 1, bias=conv_bias, **made)
+        branches = make_branches(D, d_conv, self.conv_dilations, conv_bias, made)
+        self.conv1d = branches[0]
+        if len(branches) > 1:
+            self.conv1d_layers = nn.ModuleList(branches)
+            self.conv_gates = nn.Parameter(torch.ones(len(branches), **kept))
         self._rows = (R, N, N, N) if a_modulation else (R, N, N)  # of x_proj: dt, B, C and the decay's gate
         self.x_proj = nn.Linear(D, sum(self._rows), bias=False, **made)
         self.dt_proj = nn.Linear(R, D, bias=True, **made)
@@ -152,7 +156,8 @@ class Mamba(LTV_LRNN):
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew from torch's generator."""
-        for layer in (self.in_proj, self.conv1d, self.x_proj, self.out_proj):
+        layers: list[Any] = [self.in_proj, *self._branches(), self.x_proj, self.out_proj]
+        for layer in layers:
             layer.reset_parameters()
         self._reset_recurrence()
 
@@ -175,6 +180,16 @@ class Mamba(LTV_LRNN):
         else:
             self.A_log.copy_((n + 1).log())
         self.D.fill_(1.0)
+        if len(self.conv_dilations) > 1:
+            self.conv_gates.fill_(1.0)
+
+    def _branches(self) -> Sequence[nn.Conv1d]:
+        if len(self.conv_dilations) == 1:
+            return (self.conv1d,)
+        return list(self.conv1d_layers)  # type: ignore[arg-type]
+
+    def _gates(self) -> Tensor | None:
+        return self.conv_gates if len(self.conv_dilations) > 1 else None
 
     def forward(
         self,
@@ -211,23 +226,21 @@ class Mamba(LTV_LRNN):
             integration_timesteps = check_timesteps(integration_timesteps, batch, length)
 
         xz = self.in_proj(mask_absent(hidden_states, seq_idx))  # (B, L, 2D)
-        conv = self.conv1d.weight[:, 0], self.conv1d.bias
         options = self._scan_options(integration_timesteps) | walk
-        u: Any
         y: Any
-        if inference_cache is None and self._has_plain_x_proj():
+        if inference_cache is None and self._is_plain():
             options["dt_bias"] = options.pop("delta_bias")
             del options["delta_softplus"]
-            projections = self.x_proj.weight, self.dt_proj.weight
-            y = mamba_inner(xz, *conv, *projections, A=self._rates(), D=self._skip(), **options)
+            weights = self.conv1d.weight[:, 0], self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight
+            y = mamba_inner(xz, *weights, A=self._rates(), D=self._skip(), **options)
         elif inference_cache is None:
             x, z = xz.chunk(2, dim=-1)
-            u = causal_conv1d(x, *conv, activation="silu", **walk)
+            u, _ = convolve(self._branches(), self._gates(), x, walk)
             y = selective_scan(z=z, **self._scan_inputs(u), **options)
         else:
             x, z = xz.chunk(2, dim=-1)
-            walk |= {"initial_state": inference_cache["conv_state"], "return_final_state": True}
-            u, conv_state = causal_conv1d(x, *conv, activation="silu", **walk)
+            states = inference_cache["conv_state"]
+            u, conv_state = convolve(self._branches(), self._gates(), x, walk, states)
             options |= {"initial_state": inference_cache["lrnn_state"], "return_final_state": True}
             y, state = selective_scan(z=z, **self._scan_inputs(u), **options)
             write_cache(inference_cache, length, conv_state=conv_state, lrnn_state=state)
@@ -268,7 +281,7 @@ class Mamba(LTV_LRNN):
 
     def _fused_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
         """The step in one call, or None where the parts or the moment do not allow it."""
-        if torch.compiler.is_compiling() or self._has_own_decay():
+        if torch.compiler.is_compiling() or not self._is_fusable():
             return None
         if self.event_mode and timesteps is not None:
             return None
@@ -301,14 +314,7 @@ class Mamba(LTV_LRNN):
 
     def _composed_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor:
         u, z = self.in_proj(x[:, 0]).chunk(2, dim=-1)
-        u = causal_conv1d_update(
-            cache["conv_state"],
-            u,
-            self.conv1d.weight[:, 0],
-            self.conv1d.bias,
-            activation="silu",
-            backend=self.backend,
-        )
+        u = convolve_step(self._branches(), self._gates(), u, cache["conv_state"], self.backend)
         options = self._scan_inputs(u) | self._scan_options(timesteps)
         y = selective_state_update(cache["lrnn_state"], z=z, **options, backend=self.backend)
         out: Tensor = self.out_proj(y)[:, None]
@@ -326,13 +332,14 @@ class Mamba(LTV_LRNN):
                 and complex where A is.
 
         Returns:
-            `conv_state` `[B, D, K]`, newest last, `lrnn_state` `[B, D, N]` and `seqlen_offset`.
+            `conv_state` `[B, D, (K-1) dilation + 1]`, newest last (a list where there are several branches),
+            `lrnn_state` `[B, D, N]` and `seqlen_offset`.
         """
         weight = self.conv1d.weight
         taken: dict[str, Any] = {"device": weight.device, "dtype": parse_dtype(dtype or weight.dtype)}
         exact: dict[str, Any] = {"device": weight.device, "dtype": self._rates().dtype}
         return {
-            "conv_state": torch.zeros(batch_size, self.d_inner, self.d_conv, **taken),
+            "conv_state": make_states(self._branches(), batch_size, taken),
             "lrnn_state": torch.zeros(batch_size, self.d_inner, self.d_state, **exact),
             "seqlen_offset": 0,
         }
@@ -353,13 +360,16 @@ class Mamba(LTV_LRNN):
             inputs["decay_gate"] = torch.sigmoid(gate[0] + _GATE_BIAS)
         return inputs
 
-    def _has_own_decay(self) -> bool:
-        """Whether the decay is another than in the fused ops."""
-        return self.a_modulation or self.a_init != "s4d_real"
+    def _is_fusable(self) -> bool:
+        """Whether convolution and decay are those of the fused ops."""
+        return not self.a_modulation and self.a_init == "s4d_real" and self.conv_dilations == (1,)
 
-    def _has_plain_x_proj(self) -> bool:
-        """Whether the weight says all that `x_proj` does: no hook, adapter or other module in its place."""
-        if torch.compiler.is_compiling() or self._has_own_decay():  # the compiler fuses by itself
+    def _is_plain(self) -> bool:
+        """Whether one op can do what lies between the projections in and out.
+
+        The weight has to say all that `x_proj` does: no hook, adapter or other module in its place.
+        """
+        if torch.compiler.is_compiling() or not self._is_fusable():  # the compiler fuses by itself
             return False
         found = weights_of(self.x_proj, nn.Linear)
         return found is not None and found["bias"] is None

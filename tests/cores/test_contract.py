@@ -55,6 +55,7 @@ CASES = [
     Case("Mamba", {"discretization": "dirac"}, timesteps=True),
     Case("Mamba", {"a_init": "s4d_lin", "d_state": 4}, timesteps=True),
     Case("Mamba", {"a_modulation": True, "event_mode": True}, timesteps=True),
+    Case("Mamba", {"conv_dilations": (1, 3), "d_conv": 3}, timesteps=True),
     Case("S5", {"d_state": 8}, timesteps=True),
     Case("S5", {"d_state": 8, "discretization": "bilinear", "conj_sym": True}, timesteps=True),
     Case("S5", {"d_state": 8, "discretization": "dirac"}, timesteps=True),
@@ -69,7 +70,7 @@ CASES = [
     Case("Attention", {"num_heads": 2}),
     Case("Attention", {"num_heads": 2, "bias": True}),
 ]
-SIMPLE = [CASES[i] for i in (0, 6, 10, 12, 14, 17)]  # one of each class
+SIMPLE = [CASES[i] for i in (0, 7, 11, 13, 15, 18)]  # one of each class
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_core = pytest.mark.parametrize("case", SIMPLE, ids=str)
