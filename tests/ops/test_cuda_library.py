@@ -92,8 +92,8 @@ def test_the_architectures_that_it_names_are_inside() -> None:
     assert {name.rstrip("af") for name in library.architectures()} == inside(built())
 
 
-# Kernels that a figure depends on, by file, and how many bytes of them may not find a register (an address does
-# not cost what another block less on a multiprocessor does).
+# Kernels that a figure depends on, by file, and how many bytes may lack a register: to read an address again
+# costs less than a block less on a multiprocessor.
 HOT = {
     "conv1d/forward.cu": ("conv1d_forwardI13__nv_bfloat16Li4ENS_5KnownILb1ELb1E", 8),
     "conv1d/backward.cu": ("conv1d_backwardI13__nv_bfloat16Li4ELb1E", 0),

@@ -16,7 +16,12 @@ class Backward {
 
  public:
   __device__ __forceinline__ Backward(const Conv& a, const Walk& walk, const Tiling& tiling, const Place& place)
-      : a_(a), place_(place), steps_(walk.steps(place.row, block_of(a, place.channel))), x_(a.x), dy_(a.d_y), dx_(a.d_x) {
+      : a_(a),
+        place_(place),
+        steps_(walk.steps(place.row, block_of(a, place.channel))),
+        x_(a.x),
+        dy_(a.d_y),
+        dx_(a.d_x) {
     stop_ = min(place.begin + tiling.piece, int(steps_.length));
     end_ = PLAIN ? stop_ : min(stop_, int(steps_.count));
     to_ = dx_.at(place.row, place.channel);
@@ -96,7 +101,8 @@ class Backward {
   }
 
   // The share of one step in the sums.
-  __device__ __forceinline__ void add(const Window<T, V, PLAIN>& window, const T (&now)[V], const T (&latest)[V], int32_t its) {
+  __device__ __forceinline__ void add(const Window<T, V, PLAIN>& window, const T (&now)[V], const T (&latest)[V],
+                                      int32_t its) {
 #pragma unroll
     for (int v = 0; v < V; ++v) d_bias[v] += latest[v];
 #pragma unroll
@@ -110,8 +116,9 @@ class Backward {
   }
 
   // The gradient of the window's oldest input, of a step whose cotangents `g` and `latest` are the four from it on.
-  __device__ __forceinline__ void emit(const Taps<T, V>& taps, const Window<T, V, PLAIN>& window, const T (&g)[kPast][V],
-                                       const T (&latest)[V], int32_t its, int step, int cell) const {
+  __device__ __forceinline__ void emit(const Taps<T, V>& taps, const Window<T, V, PLAIN>& window,
+                                       const T (&g)[kPast][V], const T (&latest)[V], int32_t its, int step,
+                                       int cell) const {
     if (step >= end_) return;
     if (step < place_.begin && (PLAIN || place_.begin > 0 || !present(a_.d_initial_state))) return;
     T sum[V];
@@ -169,8 +176,8 @@ __device__ __forceinline__ void store_sums(const T (&mine)[V], T* slices, T* to,
 
 template <class S, int V, bool PLAIN>
 __global__ void __launch_bounds__(kAcross* kAlong, sizeof(S) == 8 ? 1 : kBlocks)
-    conv1d_backward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk, const __grid_constant__ Tiling tiling,
-                    typename ComputeOf<S>::type* __restrict__ sums) {
+    conv1d_backward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk,
+                    const __grid_constant__ Tiling tiling, typename ComputeOf<S>::type* __restrict__ sums) {
   using T = typename ComputeOf<S>::type;
   __shared__ T slices[kAcross * kAlong * V];
   const Place place(tiling, V, a.length);

@@ -20,8 +20,9 @@ struct Known {
 // Calls `todo` with what is known of a call.
 template <class F>
 int for_known(const Conv& a, F todo) {
-  const bool plain = !present(a.segment) && !present(a.count) && !present(a.initial_state) && !present(a.d_final_state) &&
-                     !present(a.d_initial_state);
+  bool plain = true;
+  for (const nvsubq_tensor* t : {&a.segment, &a.count, &a.initial_state, &a.d_final_state, &a.d_initial_state})
+    plain = plain && !present(*t);
   if (!plain) return todo(Known<false, false>());
   return a.flags & NVSUBQ_SILU ? todo(Known<true, true>()) : todo(Known<true, false>());
 }
@@ -90,7 +91,8 @@ struct Taps {
 
   __device__ __forceinline__ Taps(const Conv& a, int64_t channel) {
     // As torch keeps them: the taps of a channel lie in one pack.
-    const bool dense = a.weight.stride[0] == kTaps && a.weight.stride[1] == 1 && !(reinterpret_cast<uintptr_t>(a.weight.data) & 15);
+    const bool aligned = !(reinterpret_cast<uintptr_t>(a.weight.data) & 15);
+    const bool dense = aligned && a.weight.stride[0] == kTaps && a.weight.stride[1] == 1;
     if (dense && a.weight.dtype == NVSUBQ_F32)
       read_packs<float>(a, channel);
     else if (dense && a.weight.dtype == NVSUBQ_BF16)
@@ -101,7 +103,8 @@ struct Taps {
 #pragma unroll
         for (int v = 0; v < V; ++v) weight[j][v] = read_any<T>(a.weight, at(a.weight, channel + v, j));
 #pragma unroll
-    for (int v = 0; v < V; ++v) bias[v] = present(a.bias) ? read_any<T>(a.bias, (channel + v) * a.bias.stride[0]) : T(0);
+    for (int v = 0; v < V; ++v)
+      bias[v] = present(a.bias) ? read_any<T>(a.bias, (channel + v) * a.bias.stride[0]) : T(0);
   }
 
  private:

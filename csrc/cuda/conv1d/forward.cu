@@ -30,7 +30,8 @@ struct Batch {
 
 template <class S, int V, class Known>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : kBlocks)
-    conv1d_forward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk, const __grid_constant__ Tiling tiling) {
+    conv1d_forward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk,
+                   const __grid_constant__ Tiling tiling) {
   using T = typename ComputeOf<S>::type;
   constexpr bool PLAIN = Known::plain;
   const Place place(tiling, V, a.length);
