@@ -8,18 +8,38 @@ namespace nvsubq {
 
 constexpr int kTaps = 4, kPast = kTaps - 1;
 
+// What is known of a call when its kernel is compiled: PLAIN ones have no sequences and no states, which saves
+// registers, and say whether there is an activation.
+template <bool PLAIN, bool GATED>
+struct Known {
+  static constexpr bool plain = PLAIN;
+  // Whether there is an activation.
+  __device__ __forceinline__ static bool gated(const Conv& a) { return PLAIN ? GATED : bool(a.flags & NVSUBQ_SILU); }
+};
+
+// Calls `todo` with what is known of a call.
+template <class F>
+int for_known(const Conv& a, F todo) {
+  bool plain = true;
+  for (const nvsubq_tensor* t : {&a.segment, &a.count, &a.initial_state, &a.d_final_state, &a.d_initial_state})
+    plain = plain && !present(*t);
+  if (!plain) return todo(Known<false, false>());
+  return a.flags & NVSUBQ_SILU ? todo(Known<true, true>()) : todo(Known<true, false>());
+}
+
 // How threads share a call: `x` of a block are packs of channels side by side, `y` pieces of the walk, each `piece`
 // steps long. Blocks are numbered by row, then along the walk, then by channels.
 struct Tiling {
-  int64_t piece, groups, tiles, packs;
+  int64_t groups, tiles, packs;
+  int piece;
   dim3 block;
   unsigned grid;
 
-  Tiling(const Conv& a, int lanes, int64_t steps, int across, int threads) : piece(steps) {
+  Tiling(const Conv& a, int lanes, int steps, int across, int threads) : piece(steps) {
     packs = a.width / lanes;
-    const int64_t x = packs < across ? packs : across;
-    block = dim3(unsigned(x < 1 ? 1 : x), unsigned(threads / (x < 1 ? 1 : x)));
-    tiles = ceil_div(packs, block.x);
+    tiles = packs > across ? ceil_div(packs, across) : 1;
+    const unsigned x = packs > 0 ? unsigned(ceil_div(packs, tiles)) : 1;
+    block = dim3(x, unsigned(threads) / x);
     const int64_t pieces = a.length > 0 ? ceil_div(a.length, piece) : 1;
     groups = ceil_div(pieces, block.y);
     grid = unsigned(a.batch * groups * tiles);
@@ -28,7 +48,8 @@ struct Tiling {
 
 // A thread's part of a call.
 struct Place {
-  int64_t row, group, channel, begin;
+  int64_t row, group, channel;
+  int begin;  // step; they fit in 32 bits
   bool there;
 
   __device__ __forceinline__ Place(const Tiling& t, int lanes, int64_t length) {
@@ -37,8 +58,29 @@ struct Place {
     row = rest / unsigned(t.groups);
     const int64_t pack = int64_t(tile) * blockDim.x + threadIdx.x;
     channel = pack * lanes;
-    begin = (group * blockDim.y + threadIdx.y) * t.piece;
-    there = pack < t.packs && (begin < length || begin == 0);
+    const int64_t first = (group * blockDim.y + threadIdx.y) * t.piece;
+    there = pack < t.packs && (first < length || first == 0);
+    begin = there ? int(first) : 0;
+  }
+};
+
+// A walk in 32 bits, as all sizes of a call that `is_fast` are.
+template <bool PLAIN>
+struct Path {
+  const int64_t* index;
+  const int32_t* segment;
+  int index_stride, segment_stride, count, length;
+
+  __device__ __forceinline__ explicit Path(const Steps& s)
+      : index(s.index), segment(PLAIN ? nullptr : s.segment), index_stride(int(s.index_stride)),
+        segment_stride(int(s.segment_stride)), count(PLAIN ? int(s.length) : int(s.count)), length(int(s.length)) {}
+  __device__ __forceinline__ int cell(int step) const {
+    if (!index) return step;
+    const int64_t found = __ldg(index + int64_t(step) * index_stride);
+    return uint64_t(found) < uint64_t(length) ? int(found) : 0;
+  }
+  __device__ __forceinline__ int32_t number(int step) const {
+    return __ldg(segment + int64_t(step < 0 ? 0 : step) * segment_stride);
   }
 };
 
@@ -49,17 +91,20 @@ struct Taps {
 
   __device__ __forceinline__ Taps(const Conv& a, int64_t channel) {
     // As torch keeps them: the taps of a channel lie in one pack.
-    const bool dense = a.weight.stride[0] == kTaps && a.weight.stride[1] == 1 && !(reinterpret_cast<uintptr_t>(a.weight.data) & 15);
+    const bool aligned = !(reinterpret_cast<uintptr_t>(a.weight.data) & 15);
+    const bool dense = aligned && a.weight.stride[0] == kTaps && a.weight.stride[1] == 1;
     if (dense && a.weight.dtype == NVSUBQ_F32)
       read_packs<float>(a, channel);
     else if (dense && a.weight.dtype == NVSUBQ_BF16)
       read_packs<bf16>(a, channel);
     else
+#pragma unroll
       for (int j = 0; j < kTaps; ++j)
 #pragma unroll
         for (int v = 0; v < V; ++v) weight[j][v] = read_any<T>(a.weight, at(a.weight, channel + v, j));
 #pragma unroll
-    for (int v = 0; v < V; ++v) bias[v] = present(a.bias) ? read_any<T>(a.bias, (channel + v) * a.bias.stride[0]) : T(0);
+    for (int v = 0; v < V; ++v)
+      bias[v] = present(a.bias) ? read_any<T>(a.bias, (channel + v) * a.bias.stride[0]) : T(0);
   }
 
  private:
@@ -74,26 +119,32 @@ struct Taps {
   }
 };
 
-// The last inputs of a walk, newest last, and the numbers of their sequences (all 0 where there are none).
-template <class T, int V>
+// The number of a step's sequence, 0 where there are none.
+template <bool PLAIN, class P>
+__device__ __forceinline__ int32_t number_at(const P& path, int step) {
+  return !PLAIN && path.segment ? path.number(step) : 0;
+}
+
+// The last inputs of a walk, newest last, and the numbers of their sequences. PLAIN: there is one, and no state.
+template <class T, int V, bool PLAIN>
 struct Window {
   T x[kPast][V];
   int32_t number[kPast];
 
-  template <class S>
-  __device__ __forceinline__ Window(const Conv& a, const Steps& steps, const Rows<S>& rows, const Place& place) {
-    const S* first = rows.at(place.row, place.channel);
+  // `path` is a Path or the Steps themselves, `first` the channels' place at cell 0.
+  template <class P, class S, class I>
+  __device__ __forceinline__ void load(const Conv& a, const P& path, const S* first, I stride, const Place& place) {
 #pragma unroll
     for (int i = 0; i < kPast; ++i) {
-      const int64_t step = place.begin - kPast + i;
-      number[i] = steps.segment ? steps.number(step) : 0;
+      const int step = place.begin - kPast + i;
+      number[i] = number_at<PLAIN>(path, step);
       if (step >= 0) {
-        const auto pack = load_pack<S, V>(first + steps.cell(step) * rows.cell);
+        const auto pack = load_pack<S, V>(first + int64_t(path.cell(step)) * stride);
 #pragma unroll
         for (int v = 0; v < V; ++v) x[i][v] = widen<T>(pack.lane[v]);
       } else {
 #pragma unroll
-        for (int v = 0; v < V; ++v) x[i][v] = before<T>(a, place.row, place.channel + v, step);
+        for (int v = 0; v < V; ++v) x[i][v] = PLAIN ? T(0) : before<T>(a, place.row, place.channel + v, step);
       }
     }
   }
@@ -104,7 +155,7 @@ struct Window {
     for (int v = 0; v < V; ++v) y[v] = taps.bias[v];
 #pragma unroll
     for (int i = 0; i < kPast; ++i)
-      if (number[i] == its) {
+      if (PLAIN || number[i] == its) {
 #pragma unroll
         for (int v = 0; v < V; ++v) y[v] = fma(taps.weight[i][v], x[i][v], y[v]);
       }
@@ -123,13 +174,13 @@ struct Window {
 };
 
 // Zeros at the cells of a thread's steps that are not there.
-template <class S, int V>
-__device__ __forceinline__ void clear(const Steps& steps, S* first, int64_t stride, int64_t begin, int64_t end) {
+template <class S, int V, class P, class I>
+__device__ __forceinline__ void clear(const P& path, S* first, I stride, int begin, int end) {
   Pack<S, V> zero;
 #pragma unroll
   for (int v = 0; v < V; ++v) zero.lane[v] = narrow<S>(0.0f);
-  for (int64_t k = begin > steps.count ? begin : steps.count; k < end; ++k)
-    store_pack<S, V>(first + steps.cell(k) * stride, zero);
+  for (int k = max(begin, int(path.count)); k < end; ++k)
+    store_pack<S, V>(first + int64_t(path.cell(k)) * stride, zero);
 }
 
 }  // namespace nvsubq
