@@ -130,7 +130,10 @@ def _backends() -> None:
 
     _heading("backends of nvsubq.ops")
     for backend in backends():
-        _line(backend.name, f"{'active' if backend.active else 'not active'}: {backend.reason}")
+        first, *more = backend.reason.splitlines()
+        _line(backend.name, f"{'active' if backend.active else 'not active'}: {first}")
+        for line in more:
+            _line("", line)
     forced = os.environ.get("NVSUBQ_BACKEND")
     if forced:
         _line("NVSUBQ_BACKEND", forced)
