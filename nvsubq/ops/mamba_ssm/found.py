@@ -24,10 +24,7 @@ def _found(op: str) -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError as error:
         if error.name != name:
             return None, f"`{name}` cannot be imported: {error}"
-        return None, (
-            f"there is no module `{name}`; {package} has it where it is built with its CUDA kernels: "
-            f"pip install --no-build-isolation {package}"
-        )
+        return None, f"there is no `{name}`; {package}'s CUDA build has it"
     except Exception as error:  # a build for another torch: undefined symbols, and more
         return None, f"`{name}` cannot be imported: {type(error).__name__}: {error}"
     if op == "selective_scan":
