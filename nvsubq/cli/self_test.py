@@ -124,7 +124,7 @@ def core_lacks(config: Path) -> str | None:
 def _package(config: Path) -> str:
     from nvsubq.lazy_config import from_yaml
 
-    return str(from_yaml(config)["_target_"]).split(".")[0]
+    return str(from_yaml(config)._target_).split(".")[0]
 
 
 def core_runs(config: Path) -> str:
