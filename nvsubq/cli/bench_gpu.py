@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
     sizes, fields = (SIZES[:1], FIELDS[:1]) if args.quick else (SIZES, FIELDS)
     rows: list[Row] = []
     for name in args.tables or TABLES:
-        with console.status("") as status:
+        with console.status("") as status, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* runs without its CUDA kernel")  # rows have a note of it
             own = measure_all(subjects(name, clock.device, sizes, fields), clock, status.update)
         rows += own
         console.print()

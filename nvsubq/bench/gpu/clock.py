@@ -71,7 +71,7 @@ class CudaClock:
         return [start.elapsed_time(end) / 1000 for start, end in pairs]
 
     def wall(self, run: Run) -> list[float]:
-        repeats, found = self._warm_up(run), []
+        repeats, found = self._warm_up(run, BATCH), []
         for _ in range(repeats):
             start = time.perf_counter()
             for _ in range(BATCH):
@@ -106,8 +106,8 @@ class CudaClock:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
 
-    def _warm_up(self, run: Run) -> int:
-        """Runs it a few times; gives how many times it may be timed."""
+    def _warm_up(self, run: Run, batch: int = 1) -> int:
+        """Runs it a few times; gives how many times, of so many runs, it may be timed."""
         run()
         torch.cuda.synchronize(self.device)
         start = time.perf_counter()
@@ -118,4 +118,4 @@ class CudaClock:
             raise TooSlow(f"skipped: one run takes {seconds:.1f} s, over --limit {self.limit:g}")
         for _ in range(WARM_UP if seconds < 0.1 * self.limit else 0):
             run()
-        return max(LEAST, min(self.repeats, int(self.limit / seconds)))
+        return max(LEAST, min(self.repeats, int(self.limit / seconds / batch)))

@@ -15,6 +15,15 @@ from nvsubq.bench.gpu.work import Work
 from nvsubq.bench.names import OURS
 from nvsubq.bench.packages import version
 
+FATAL = (
+    "illegal memory access",
+    "misaligned address",
+    "launch failure",
+    "illegal instruction",
+    "assert trig",
+)
+"""Errors of CUDA after which no call of the process works."""
+
 
 class Absent(Exception):
     """A package that is not installed, or a kernel that is not there; the message says which."""
@@ -97,7 +106,10 @@ def measure(subject: Subject, clock: Clock) -> Row:
         row.problem = problem_of(error)
     task = run = ready = None  # type: ignore[assignment]
     if not _is_fatal(row.problem):
-        clock.rest()
+        try:
+            clock.rest()
+        except RuntimeError as error:  # of a kernel whose launch was well
+            row.problem = problem_of(error)
     return row
 
 
@@ -123,4 +135,4 @@ def problem_of(error: Exception) -> str:
 
 
 def _is_fatal(problem: str) -> bool:
-    return "CUDA error" in problem
+    return any(words in problem for words in FATAL)
