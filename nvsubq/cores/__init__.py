@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from nvsubq.cores.mamba2 import Mamba2
     from nvsubq.cores.rglru import RGLRU
     from nvsubq.cores.s5 import S5
+    from nvsubq.cores.s7 import S7
 
-__all__ = ["LTV_LRNN", "RGLRU", "S5", "Attention", "Core", "Mamba", "Mamba2", "detach_cache"]
+__all__ = ["LTV_LRNN", "RGLRU", "S5", "S7", "Attention", "Core", "Mamba", "Mamba2", "detach_cache"]
 
 _FILES = {
     "LTV_LRNN": "base",
     "RGLRU": "rglru",
     "S5": "s5",
+    "S7": "s7",
     "Attention": "attention",
     "Core": "base",
     "Mamba": "mamba",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ DISCRETIZATIONS: dict[str, tuple[str | None, ...]] = {
     "LTV_LRNN": ("zoh", "bilinear", "dirac", "async", "no_discretization", None),
     "Mamba": ("mamba", "zoh", "bilinear", "dirac"),
     "S5": ("zoh", "bilinear", "dirac", "async"),
+    "S7": (None,),
     "Mamba2": (None,),
     "RGLRU": (None,),
     "Attention": (None,),
@@ -156,7 +158,7 @@ class LTV_LRNN(nn.Module, ABC):
         if integration_timesteps is not None:
             raise ValueError(
                 f"`integration_timesteps` must be None: {type(self).__name__} has no use for them "
-                "(Mamba and S5 have)."
+                "(Mamba, S5 and S7 have)."
             )
 
 
@@ -223,11 +225,12 @@ def check_cache(inference_cache: dict[str, Any], batch: int) -> None:
             f"`inference_cache` must come from `allocate_inference_cache`: it has no 'seqlen_offset', "
             f"only {sorted(inference_cache)}."
         )
-    for key, state in inference_cache.items():
-        if isinstance(state, Tensor) and state.shape[0] != batch:
-            raise ValueError(
-                f"`inference_cache[{key!r}]` holds {state.shape[0]} sequences, the input has {batch}."
-            )
+    for key, states in inference_cache.items():
+        for state in states if isinstance(states, list) else (states,):
+            if isinstance(state, Tensor) and state.shape[0] != batch:
+                raise ValueError(
+                    f"`inference_cache[{key!r}]` holds {state.shape[0]} sequences, the input has {batch}."
+                )
 
 
 def mask_absent(x: Tensor, seq_idx: Tensor | None) -> Tensor:
@@ -246,8 +249,8 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def write_cache(inference_cache: dict[str, Any], advance: int, **states: Tensor) -> None:
-    """Store new states and advance the offset.
+def write_cache(inference_cache: dict[str, Any], advance: int, **states: Tensor | list[Tensor]) -> None:
+    """Store new states (a tensor, or a list of them as in the cache) and advance the offset.
 
     With grad the cache gets the new tensors, attached to the graph. Without, the old ones are overwritten
     at their addresses, unless a graph or an inference mode that has ended still owns them.
@@ -255,13 +258,34 @@ def write_cache(inference_cache: dict[str, Any], advance: int, **states: Tensor)
     """
     for key, new in states.items():
         old = inference_cache[key]
-        if torch.is_grad_enabled() or _is_owned(old):
-            inference_cache[key] = new.to(old.dtype)
-        elif torch.compiler.is_compiling() or new.data_ptr() != old.data_ptr():
-            old.copy_(new)
+        if isinstance(new, list):
+            inference_cache[key] = [_stored(o, n) for o, n in zip(old, new, strict=True)]
+        else:
+            inference_cache[key] = _stored(old, new)
+    _alias_state(inference_cache)
+    inference_cache["seqlen_offset"] += advance
+
+
+def _stored(old: Tensor, new: Tensor) -> Tensor:
+    if torch.is_grad_enabled() or _is_owned(old):
+        return new.to(old.dtype)
+    if torch.compiler.is_compiling() or new.data_ptr() != old.data_ptr():
+        old.copy_(new)
+    return old
+
+
+def _map_states(inference_cache: dict[str, Any], change: Callable[[Tensor], Tensor]) -> None:
+    for key, state in inference_cache.items():
+        if isinstance(state, Tensor):
+            inference_cache[key] = change(state)
+        elif isinstance(state, list):
+            inference_cache[key] = [change(one) for one in state]
+    _alias_state(inference_cache)
+
+
+def _alias_state(inference_cache: dict[str, Any]) -> None:
     if "ssm_state" in inference_cache:
         inference_cache["ssm_state"] = inference_cache["lrnn_state"]
-    inference_cache["seqlen_offset"] += advance
 
 
 def _is_owned(state: Tensor) -> bool:
@@ -273,11 +297,7 @@ def _is_owned(state: Tensor) -> bool:
 
 def own_states(inference_cache: dict[str, Any]) -> None:
     """Before a step without grad: replace states that a graph or an ended inference mode owns by copies."""
-    for key, state in inference_cache.items():
-        if isinstance(state, Tensor) and _is_owned(state):
-            inference_cache[key] = state.detach().clone()
-    if "ssm_state" in inference_cache:
-        inference_cache["ssm_state"] = inference_cache["lrnn_state"]
+    _map_states(inference_cache, lambda state: state.detach().clone() if _is_owned(state) else state)
 
 
 def detach_cache(inference_cache: dict[str, Any]) -> dict[str, Any]:
@@ -292,9 +312,5 @@ def detach_cache(inference_cache: dict[str, Any]) -> dict[str, Any]:
         >>> detach_cache(cache)["lrnn_state"].requires_grad
         False
     """
-    for key, state in inference_cache.items():
-        if isinstance(state, Tensor):
-            inference_cache[key] = state.detach()
-    if "ssm_state" in inference_cache:
-        inference_cache["ssm_state"] = inference_cache["lrnn_state"]
+    _map_states(inference_cache, Tensor.detach)
     return inference_cache

@@ -54,6 +54,7 @@ def test_public_names():
         "Mamba",
         "Mamba2",
         "S5",
+        "S7",
         "RGLRU",
         "Attention",
         "detach_cache",
@@ -217,5 +218,5 @@ class TestCacheRules:
         with pytest.raises(ValueError, match="`integration_timesteps`") as error:
             Sum(3)(torch.zeros(1, 2, 3), torch.ones(1, 2))
         assert str(error.value) == (
-            "`integration_timesteps` must be None: Sum has no use for them (Mamba and S5 have)."
+            "`integration_timesteps` must be None: Sum has no use for them (Mamba, S5 and S7 have)."
         )

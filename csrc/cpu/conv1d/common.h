@@ -58,7 +58,7 @@ template <class T>
 struct ConvTask {
   using V = Vec<T>;
   static constexpr int W = Simd<T>::W;
-  static constexpr int64_t kAhead = 8;  // steps
+  static constexpr int64_t kAhead = 16;  // steps
   const ConvPlan<T>& p;
   const Conv& a;
   int64_t row, number, begin, end;  // steps of the piece that visit a cell
@@ -107,7 +107,7 @@ struct ConvTask {
     if (channel != first_ || step < 0 || step >= stop) return;
     const char* row_of_cell = of.first + steps.cell(step) * of.bytes;
     for (int64_t at_byte = 0; at_byte < channels_ * item_size(*of.tensor); at_byte += 64)
-      __builtin_prefetch(row_of_cell + at_byte);
+      __builtin_prefetch(row_of_cell + at_byte, 0, 2);
   }
 
   // The input at a step; before the walk, from the initial state.
