@@ -12,6 +12,8 @@ from nvsubq.bench.gpu.cases import FIELDS, PACKAGES, SIZES, TABLES
 from nvsubq.cli import bench_shared
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from nvsubq.bench.gpu.results import Row
     from nvsubq.bench.gpu.work import Ceilings
 
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints; returns 0, or 1 where something failed."""
     bench_shared.check_positive(args, "repeats", "limit")
     check_device()
-    from nvsubq.bench import machine
+    from nvsubq.bench import machine, report
     from nvsubq.bench.gpu import ceilings as ceilings_of
     from nvsubq.bench.gpu import table
     from nvsubq.bench.gpu.clock import CudaClock
@@ -95,8 +97,11 @@ def run(args: argparse.Namespace) -> int:
         console.print()
         console.print(table.of_rows(name, own, ceilings), highlight=False)
         bench_shared.show_problems(console, table.remarks(own))
+        if args.out is not None:  # after each table: figures outlive what ends the process
+            report.write_json(args.out, findings(facts, options, ceilings, rows))
     if args.out is not None:
-        bench_shared.show_written(console, write(args.out, facts, options, ceilings, rows))
+        found = findings(facts, options, ceilings, rows)
+        bench_shared.show_written(console, report.write(args.out, found, figures(ceilings, rows)))
     return int(any(row.problem and not row.problem.startswith(EXPECTED) for row in rows))
 
 
@@ -134,27 +139,23 @@ def head(facts: dict[str, Any], ceilings: Ceilings, options: dict[str, Any]) -> 
     }
 
 
-def write(
-    folder: Path,
-    facts: dict[str, Any],
-    options: dict[str, Any],
-    ceilings: Ceilings,
-    rows: Sequence[Row],
-) -> list[Path]:
-    """Writes the JSON, and a plot of each table that has times."""
+def findings(
+    facts: dict[str, Any], options: dict[str, Any], ceilings: Ceilings, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """What the JSON holds."""
     from dataclasses import asdict
 
-    from nvsubq.bench import report
-    from nvsubq.bench.gpu import plot
-
-    found = {
+    return {
         "machine": facts,
         "options": options,
         "ceilings": asdict(ceilings),
         "rows": [row.as_json(ceilings) for row in rows],
     }
+
+
+def figures(ceilings: Ceilings, rows: Sequence[Row]) -> dict[str, Figure]:
+    """A plot of each table that has times."""
+    from nvsubq.bench.gpu import plot
+
     timed = dict.fromkeys(row.table for row in rows if row.times)
-    figures = {
-        name: plot.of_rows(name, [row for row in rows if row.table == name], ceilings) for name in timed
-    }
-    return report.write(folder, found, figures)
+    return {name: plot.of_rows(name, [row for row in rows if row.table == name], ceilings) for name in timed}

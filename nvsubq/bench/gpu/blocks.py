@@ -18,11 +18,12 @@ CORES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "Mamba": ("Mamba", {}, ("causal_conv1d", "selective_scan")),
     "Mamba2": ("Mamba2", {}, ("causal_conv1d", "ssd_scan")),
     "S5": ("S5", {"d_state": 64}, ("linear_scan",)),
+    "S7": ("S7", {"d_state": 16}, ("linear_scan",)),
     "RGLRU": ("RGLRU", {}, ("causal_conv1d", "rglru_scan")),
     "Attention": ("Attention", {"causal": False}, ()),
 }
 THEIRS = {"mamba-ssm Mamba": "Mamba", "mamba-ssm Mamba2": "Mamba2"}
-DECODED = ("Mamba", "Mamba2", "S5", "RGLRU")
+DECODED = ("Mamba", "Mamba2", "S5", "S7", "RGLRU")
 
 
 def core_factory(name: str) -> tuple[Callable[..., nn.Module], str]:
