@@ -17,6 +17,10 @@ BATCH = 50
 """Calls that one wall-clock time is the mean of."""
 
 
+CACHE_AT_LEAST = 2**26
+"""Bytes of the buffer that empties the cache, where that is small or unknown."""
+
+
 class TooSlow(Exception):
     """One run takes longer than the limit."""
 
@@ -54,7 +58,7 @@ class CudaClock:
         self.repeats, self.limit = repeats, limit
         self.device = torch.device("cuda", torch.cuda.current_device())
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
-        self._flush = torch.empty(max(4 * cache, 2**26), dtype=torch.int8, device=self.device)
+        self._flush = torch.empty(max(4 * cache, CACHE_AT_LEAST), dtype=torch.int8, device=self.device)
 
     def events(self, run: Run) -> list[float]:
         """Before each a buffer of four times the L2 cache is written, which also lets the host get ahead."""
