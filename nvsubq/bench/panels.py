@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from nvsubq.bench.stats import quartiles
 from nvsubq.viz.style import INK, new_figure
+
+MARGIN = 76
+"""Pixels for the labels of the time axis."""
 
 
 def new_panels(
@@ -26,7 +29,7 @@ def new_panels(
     figure = new_figure(width, height)
     panels = figure.subplots(1, len(headings), sharey=True, squeeze=False)[0]
     figure.subplots_adjust(
-        left=62 / width, right=1 - 14 / width, bottom=96 / height, top=1 - 62 / height, wspace=0.06
+        left=MARGIN / width, right=1 - 14 / width, bottom=96 / height, top=1 - 62 / height, wspace=0.06
     )
     figure.text(14 / width, 1 - 12 / height, title, va="top", color=INK, fontsize=12, fontweight="bold")
     for axes, heading in zip(panels, headings, strict=True):
@@ -35,6 +38,10 @@ def new_panels(
         axes.set_ylim(min(times) / 1.6, max(times) * 1.6)  # by hand: a single time has no range
     panels[0].set_ylabel("time")
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: time_label(seconds)))
+    if max(times) > 10 * min(times):  # else there may be no tick but the small ones
+        panels[0].yaxis.set_minor_formatter(NullFormatter())
+    else:
+        panels[0].yaxis.set_minor_formatter(FuncFormatter(lambda seconds, _: time_label(seconds)))
     return figure, panels
 
 

@@ -101,7 +101,6 @@ def test_ceilings_by_a_compiled_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "CHAINS" not in source
         return lambda grid, block, args: ran.append((grid, block, args[1]))
 
-    about = SimpleNamespace(multi_processor_count=2)
     monkeypatch.setattr(torch.cuda, "_compile_kernel", compiled, raising=False)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda d: SimpleNamespace(multi_processor_count=2)

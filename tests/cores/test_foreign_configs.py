@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from nvsubq import ConfigError, NDMixer, instantiate
+from nvsubq.cli.self_test import core_lacks
 from nvsubq.cores import Mamba, Mamba2
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "core"
@@ -114,6 +116,18 @@ def test_a_mixer_permutes_for_it_and_gathers_once(name: str, package: None) -> N
     torch.testing.assert_close(y, expected.reshape(x.shape))
     y.square().mean().backward()
     assert all(parameter.grad is not None for parameter in mixer.parameters())
+
+
+def test_doctor_leaves_out_what_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = CONFIGS / "mamba_ssm_mamba.yaml"
+    assert core_lacks(CONFIGS / "mamba.yaml") is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert core_lacks(file) == "no package 'mamba_ssm' is installed"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert core_lacks(file) == "mamba_ssm runs on CUDA devices alone"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert core_lacks(file) is None
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,10 +13,12 @@ from nvsubq.bench.gpu.work import Ceilings
 from nvsubq.bench.panels import add_legend, draw_times, new_panels
 from nvsubq.viz.style import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, SKY, VERMILLION, YELLOW, in_style
 
-COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
-MARKERS = "osD^vPX"
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW, QUIET)
+MARKERS = "osD^vPX*"
 SPREAD = 0.5
 """Part of a case's place over which its marks lie."""
+ROOMY = 4
+"""Cases whose sizes have room below them."""
 
 
 @in_style
@@ -55,9 +57,8 @@ def of_rows(
                 draw_times(axes, places, [row.times[what] for row in own], own[0].label, ls="none", **style)
         _floors(axes, [(cases.index(case), floor) for (case, w), floor in floors.items() if w == what])
         axes.set_xlim(-0.5, len(cases) - 0.5)
-        axes.set_xticks(range(len(cases)), [_broken(case) for case in cases])
+        axes.set_xticks(range(len(cases)), [label_of(case, short=len(cases) > ROOMY) for case in cases])
         axes.grid(False, axis="x")
-        axes.set_xlabel("", color=QUIET)
     add_legend(figure, panels)
     return figure
 
@@ -69,7 +70,16 @@ def _floors(axes: Axes, found: Sequence[tuple[int, float]]) -> None:
         axes.hlines(seconds, *ends, colors=INK, linestyles="dotted", linewidth=1.2, label="floor")
 
 
-def _broken(case: str) -> str:
-    """A case over two lines, its name above its sizes."""
+def label_of(case: str, *, short: bool = False) -> str:
+    """A case over two lines, with its sizes unless it must be short.
+
+    Example:
+        >>> label_of("a (64, 196, 768)"), label_of("[8, 64, 64, 768]")
+        ('a\\n(64, 196, 768)', '[8, 64, 64,\\n768]')
+        >>> label_of("a (64, 196, 768) fp32", short=True)
+        'a\\nfp32'
+    """
     head, bracket, rest = case.partition(" (")
-    return f"{head}\n({rest}" if bracket else case
+    if not bracket:
+        return ",\n".join(part.strip() for part in case.rsplit(",", 1))
+    return "\n".join([head, rest.partition(")")[2].strip() if short else f"({rest}"]).strip()
