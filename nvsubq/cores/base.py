@@ -1,14 +1,14 @@
-"""What cores share: the base class under the seed's name, the walk's arguments, and the rules of caches."""
+"""What cores share: the base class under the seed's name, and the checks of their arguments."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from nvsubq.cores.cache import check_cache
 from nvsubq.ops import segments_of
 
 # Which core takes which discretization. The base takes the seed's list, for cores that users write.
@@ -218,21 +218,6 @@ def check_timesteps(timesteps: Tensor, batch: int, length: int) -> Tensor:
     return timesteps
 
 
-def check_cache(inference_cache: dict[str, Any], batch: int) -> None:
-    """Raise ValueError unless the cache has an offset and states for `batch` sequences."""
-    if "seqlen_offset" not in inference_cache:
-        raise ValueError(
-            f"`inference_cache` must come from `allocate_inference_cache`: it has no 'seqlen_offset', "
-            f"only {sorted(inference_cache)}."
-        )
-    for key, states in inference_cache.items():
-        for state in states if isinstance(states, list) else (states,):
-            if isinstance(state, Tensor) and state.shape[0] != batch:
-                raise ValueError(
-                    f"`inference_cache[{key!r}]` holds {state.shape[0]} sequences, the input has {batch}."
-                )
-
-
 def mask_absent(x: Tensor, seq_idx: Tensor | None) -> Tensor:
     """Zero the cells `[B, L, *]` that are not there (negative `seq_idx`), and their gradients.
 
@@ -247,70 +232,3 @@ def mask_absent(x: Tensor, seq_idx: Tensor | None) -> Tensor:
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which states are kept: fp64 for fp64, else fp32."""
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
-
-
-def write_cache(inference_cache: dict[str, Any], advance: int, **states: Tensor | list[Tensor]) -> None:
-    """Store new states (a tensor, or a list of them as in the cache) and advance the offset.
-
-    With grad the cache gets the new tensors, attached to the graph. Without, the old ones are overwritten
-    at their addresses, unless a graph or an inference mode that has ended still owns them.
-    The dtypes of the cache are kept.
-    """
-    for key, new in states.items():
-        old = inference_cache[key]
-        if isinstance(new, list):
-            inference_cache[key] = [_stored(o, n) for o, n in zip(old, new, strict=True)]
-        else:
-            inference_cache[key] = _stored(old, new)
-    _alias_state(inference_cache)
-    inference_cache["seqlen_offset"] += advance
-
-
-def _stored(old: Tensor, new: Tensor) -> Tensor:
-    if torch.is_grad_enabled() or _is_owned(old):
-        return new.to(old.dtype)
-    if torch.compiler.is_compiling() or new.data_ptr() != old.data_ptr():
-        old.copy_(new)
-    return old
-
-
-def _map_states(inference_cache: dict[str, Any], change: Callable[[Tensor], Tensor]) -> None:
-    for key, state in inference_cache.items():
-        if isinstance(state, Tensor):
-            inference_cache[key] = change(state)
-        elif isinstance(state, list):
-            inference_cache[key] = [change(one) for one in state]
-    _alias_state(inference_cache)
-
-
-def _alias_state(inference_cache: dict[str, Any]) -> None:
-    if "ssm_state" in inference_cache:
-        inference_cache["ssm_state"] = inference_cache["lrnn_state"]
-
-
-def _is_owned(state: Tensor) -> bool:
-    """Whether a graph, or an inference mode that has ended, keeps a state from being changed in place."""
-    if torch.compiler.is_compiling():  # which can't be asked about inference mode
-        return state.requires_grad
-    return state.requires_grad or (state.is_inference() and not torch.is_inference_mode_enabled())
-
-
-def own_states(inference_cache: dict[str, Any]) -> None:
-    """Before a step without grad: replace states that a graph or an ended inference mode owns by copies."""
-    _map_states(inference_cache, lambda state: state.detach().clone() if _is_owned(state) else state)
-
-
-def detach_cache(inference_cache: dict[str, Any]) -> dict[str, Any]:
-    """Cut the cache's tensors from the graph, in the same dict, and return it (truncated backpropagation).
-
-    Example:
-        >>> import torch
-        >>> from nvsubq.cores import Mamba, detach_cache
-        >>> core = Mamba(d_model=8)
-        >>> cache = core.allocate_inference_cache(1, 4)
-        >>> _ = core(torch.randn(1, 4, 8), inference_cache=cache)
-        >>> detach_cache(cache)["lrnn_state"].requires_grad
-        False
-    """
-    _map_states(inference_cache, Tensor.detach)
-    return inference_cache

@@ -14,17 +14,15 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
-    check_cache,
     check_dt_range,
     check_step_input,
     check_timesteps,
     mask_absent,
-    own_states,
     parse_dtype,
     state_dtype,
-    write_cache,
 )
 from nvsubq.cores.branches import convolve, convolve_step, make_branches, make_states, parse_dilations
+from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.ops import mamba_inner, selective_scan, selective_state_update
 from nvsubq.ops.steps import mamba_step

@@ -13,16 +13,14 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
-    check_cache,
     check_step_input,
     check_timesteps,
     mask_absent,
-    own_states,
     parse_dtype,
     state_dtype,
-    write_cache,
 )
 from nvsubq.cores.bilinear import bilinear_form
+from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.hippo import hippo_blocks
 from nvsubq.ops import linear_scan, linear_state_update
 from nvsubq.ops.numerics import complex_of, expm1_over

@@ -14,14 +14,12 @@ from nvsubq.cores import LTV_LRNN, Core, detach_cache
 from nvsubq.cores.base import (
     DISCRETIZATIONS,
     check_at_least,
-    check_cache,
     check_dt_range,
     check_timesteps,
     mask_absent,
-    own_states,
     parse_dtype,
-    write_cache,
 )
+from nvsubq.cores.cache import check_cache, own_states, write_cache
 
 
 class Sum(LTV_LRNN):
@@ -57,7 +55,10 @@ def test_public_names():
         "S7",
         "RGLRU",
         "Attention",
+        "clone_cache",
         "detach_cache",
+        "move_cache",
+        "reorder_cache",
     }
     assert set(nvsubq.cores.__all__) <= set(dir(nvsubq.cores))
     for name in nvsubq.cores.__all__:
