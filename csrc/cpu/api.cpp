@@ -1,6 +1,4 @@
-// The C functions that belong to no op, and the choice of the instruction set.
-#include <stdarg.h>
-#include <stdio.h>
+// What the library is, and the choice of the instruction set.
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,8 +6,6 @@
 
 namespace nvsubq {
 namespace {
-
-thread_local char error_text[256] = "";
 
 const char* const names[] = {"", "baseline", "avx2", "avx512"};
 
@@ -41,18 +37,16 @@ int allowed_level() {
 
 }  // namespace
 
-int fail(int status, const char* format, ...) {
-  va_list values;
-  va_start(values, format);
-  vsnprintf(error_text, sizeof error_text, format, values);
-  va_end(values);
-  return status;
-}
-
 int level_of(int64_t asked) {
   static const int allowed = allowed_level();
   if (asked == 0) return allowed;
   return asked >= NVSUBQ_LEVEL_BASELINE && asked <= NVSUBQ_LEVEL_AVX512 && available(int(asked)) ? int(asked) : 0;
+}
+
+int check_machine(int64_t threads, int64_t level, int64_t) {
+  if (threads < 1 || threads > 4096) return fail(NVSUBQ_INVALID, "threads (=%lld)", (long long)threads);
+  if (!level_of(level)) return fail(NVSUBQ_UNSUPPORTED, "this machine lacks level %lld", (long long)level);
+  return NVSUBQ_OK;
 }
 
 }  // namespace nvsubq
@@ -60,10 +54,6 @@ int level_of(int64_t asked) {
 using namespace nvsubq;
 
 extern "C" {
-
-uint32_t nvsubq_abi(void) { return NVSUBQ_ABI; }
-
-const char* nvsubq_last_error(void) { return error_text; }
 
 const char* nvsubq_build_info(void) { return "nvsubq_cpu, " NVSUBQ_COMPILER; }
 

@@ -3,6 +3,10 @@
  * Every function takes one pointer to a struct that begins with its own size and the version of this
  * interface. New fields are added at the end only, and zero means absent. Sizes and strides are int64, strides
  * count elements, and the last axis of every tensor is contiguous. The caller owns all memory.
+ *
+ * Two libraries have these functions. In that for CPUs, `threads` and `level` say how a call runs. In that for CUDA
+ * all memory is that of the device numbered `device`, and a call only queues its work on `stream`, a cudaStream_t of
+ * that device: it does not wait, and may be captured in a graph. It may have functions of some ops only.
  */
 #ifndef NVSUBQ_H
 #define NVSUBQ_H
@@ -21,7 +25,8 @@ extern "C" {
 
 #define NVSUBQ_ABI 1u
 
-enum nvsubq_status { NVSUBQ_OK = 0, NVSUBQ_INVALID = 1, NVSUBQ_UNSUPPORTED = 2 };
+/* FAILED: the device reports an error. */
+enum nvsubq_status { NVSUBQ_OK = 0, NVSUBQ_INVALID = 1, NVSUBQ_UNSUPPORTED = 2, NVSUBQ_FAILED = 3 };
 enum nvsubq_dtype { NVSUBQ_F32 = 0, NVSUBQ_F64 = 1, NVSUBQ_F16 = 2, NVSUBQ_BF16 = 3, NVSUBQ_I32 = 4, NVSUBQ_I64 = 5 };
 /* COMPLEX: pairs of real and imaginary parts of the dtype; strides count pairs. */
 enum nvsubq_tensor_flag { NVSUBQ_PRESENT = 1, NVSUBQ_COMPLEX = 2 };
@@ -288,7 +293,8 @@ NVSUBQ_API uint32_t nvsubq_abi(void);
 NVSUBQ_API const char* nvsubq_build_info(void);
 /* The message of the last status other than NVSUBQ_OK on this thread. */
 NVSUBQ_API const char* nvsubq_last_error(void);
-/* The name of an instruction set ("avx512", "avx2", "baseline"), or null where this machine lacks it; 0: in use. */
+/* The name of an instruction set ("avx512", "avx2", "baseline"), or null where this machine lacks it; 0: in use.
+ * The CUDA library has none but 0, "cuda". */
 NVSUBQ_API const char* nvsubq_level_name(int64_t level);
 
 /* Of each op: bytes of workspace that serve the forward and the backward of a call (-1: bad arguments), bytes that a

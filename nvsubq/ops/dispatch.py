@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,6 +33,8 @@ OPS = (
 # None: this build does not have it.
 # It may also hold
 #     inactive() -> str | None                 why it cannot be used here at all (no library, ...)
+#     missing(op, device) -> str | None        why it does not serve an op on a device
+#     forget()                                 looks anew for what it is made of
 #     about() -> str                           what it is, where that depends on the machine
 #     declines(op, arguments) -> str | None    why it does not serve this call
 _MODULES: dict[str, str | None] = {
@@ -38,7 +42,7 @@ _MODULES: dict[str, str | None] = {
     "triton": None,
     "torch": "nvsubq.ops.portable",
     "reference": "nvsubq.ops.reference",
-    "mamba_ssm": None,
+    "mamba_ssm": "nvsubq.ops.mamba_ssm",
 }
 _AUTO = ("native", "triton", "torch")
 _ENVIRONMENT = "NVSUBQ_BACKEND"
@@ -100,7 +104,11 @@ def backends() -> list[Backend]:
 def forget() -> None:
     """Look for the backends anew, and prepare every call anew (for tests that change what is there)."""
     global _generation
+    for path in _MODULES.values():
+        if path in sys.modules and hasattr(sys.modules[path], "forget"):
+            sys.modules[path].forget()
     _load.cache_clear()
+    _warned.clear()
     _generation += 1
 
 
@@ -232,10 +240,15 @@ def resolve(
         raise RuntimeError(
             f"{said_by} (={name!r}) does not serve `{op}`; it has {', '.join(_load(name)[1].ops)}."
         )
-    reason = _declined(module, op, arguments)
+    reason = _lacks(module, op, device) or _declined(module, op, arguments)
     if reason is not None:
         raise RuntimeError(f"{said_by} (={name!r}) does not serve this call of `{op}`: {reason}.")
     return module
+
+
+def _lacks(module: ModuleType, op: str, device: torch.device) -> str | None:
+    missing = getattr(module, "missing", None)
+    return None if missing is None else missing(op, device)
 
 
 def _declined(module: ModuleType, op: str, arguments: Mapping[str, Any] | None) -> str | None:
@@ -247,8 +260,23 @@ def _first_active(op: str, device: torch.device, arguments: Mapping[str, Any] | 
     for name in _AUTO:
         if name == "triton" and device.type != "cuda":
             continue
-        module, _ = _load(name)
-        if module is not None and hasattr(module, op) and _declined(module, op, arguments) is None:
-            return module
+        module, backend = _load(name)
+        if module is None or not hasattr(module, op):
+            lacks: str | None = backend.reason
+        else:
+            lacks = _lacks(module, op, device)
+            if lacks is None and _declined(module, op, arguments) is None:
+                return module
+        if name == "native" and device.type == "cuda" and lacks is not None:
+            _warn_once(f"`{op}` runs without its CUDA kernel, slowly: {lacks}.")
     reasons = "; ".join(f"{name}: {_load(name)[1].reason}" for name in _AUTO)
     raise RuntimeError(f"no active backend serves `{op}` on {device}: {reasons}.")
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)

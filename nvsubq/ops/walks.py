@@ -19,7 +19,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -131,7 +130,10 @@ def plan_walk(
     if torch.compiler.is_compiling():  # the tables become part of the graph; there no value can be checked
         walk = _fresh(length, order, _directions(reverse), torch.device(device))
         return walk if seq_idx is None else _with_sequences(walk, seq_idx)
-    walk = _cached(length, order, _directions(reverse), torch.device(device))
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _captured(length, order, _directions(reverse), seq_idx, device)
+    walk = _cached(length, order, _directions(reverse), device)
     return walk if seq_idx is None else _cached_sequences(walk, seq_idx)
 
 
@@ -199,18 +201,70 @@ def _cached_sequences(walk: Walk, seq_idx: Tensor) -> Walk:
     plans = _plans_of(seq_idx, lambda: None)
     key = (walk,)  # by identity, and kept alive by being the key
     if key not in plans.walks:
-        plans.walks[key] = _with_sequences(walk, seq_idx)
+        plans.walks[key] = _stamped(_with_sequences(walk, seq_idx), seq_idx.device)
     return plans.walks[key]
 
 
-@lru_cache(maxsize=256)
+_row_major: dict[tuple, Walk] = {}
+_MOST_ROW_MAJOR = 256
+
+
 def _plan_row_major(length: int, directions: tuple[bool, ...], device: torch.device) -> Walk:
-    return _lasting(length, None, directions, device)
+    key = (length, directions, device)
+    walk = _row_major.get(key)
+    if walk is None:
+        if len(_row_major) >= _MOST_ROW_MAJOR:
+            _row_major.clear()
+        walk = _row_major[key] = _lasting(length, None, directions, device)
+    return walk
 
 
 def _lasting(length: int, order: Tensor | None, directions: tuple[bool, ...], device: torch.device) -> Walk:
     with torch.inference_mode(False), torch.no_grad():  # what is cached must serve training as well
-        return _fresh(length, order, directions, device)
+        return _stamped(_fresh(length, order, directions, device), device)
+
+
+def _stamped(walk: Walk, device: torch.device) -> Walk:
+    """Note when a walk's tables are made, for other streams that read them (`made`)."""
+    if device.type == "cuda" and not walk.identity:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        vars(walk)["_made"] = event
+    return walk
+
+
+def made(walk: Walk) -> torch.cuda.Event | None:
+    """What a stream has to wait for before it reads the tables of a cached walk on a CUDA device."""
+    event: torch.cuda.Event | None = vars(walk).get("_made")
+    return event
+
+
+# Walks that graphs have captured: a replay reads their tables, whatever becomes of what they came from.
+_in_graphs: dict[int, Walk] = {}
+
+
+def _captured(
+    length: int,
+    order: Tensor | None,
+    directions: tuple[bool, ...],
+    seq_idx: Tensor | None,
+    device: torch.device,
+) -> Walk:
+    """Plan a walk while a CUDA graph is captured: `order` stays as it is now, replays read `seq_idx` anew."""
+    key = (length, directions, device)
+    if order is None:
+        walk = _row_major.get(key)
+    else:
+        plans = _plans.get(id(order))
+        known = plans is not None and plans.table() is order and plans.stamp == _stamp(order)
+        walk = plans.walks.get(key) if plans is not None and known else None
+    if (
+        walk is None
+    ):  # nothing was run before: the tables become part of the graph, and no value can be checked
+        walk = _fresh(length, order, directions, device)
+    elif not walk.identity:
+        _in_graphs[id(walk)] = walk
+    return walk if seq_idx is None else _with_sequences(walk, seq_idx)
 
 
 def _check_order(length: int, order: Tensor) -> None:

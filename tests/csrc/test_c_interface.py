@@ -18,7 +18,7 @@ compilers = pytest.mark.skipif(
     any(shutil.which(os.environ.get(name, other)) is None for name, other in (("CC", "cc"), ("CXX", "c++"))),
     reason="there is no C or C++ compiler",
 )
-needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
+needs_native = pytest.mark.skipif(native.inactive("cpu") is not None, reason="native is not active")
 
 
 def test_every_struct_is_pinned() -> None:
@@ -32,7 +32,7 @@ def test_every_struct_is_pinned() -> None:
 @needs_native
 def test_a_program_without_python_gets_the_right_numbers(tmp_path: Path) -> None:
     program = tmp_path / "program"
-    file = library.folder() / library.file_name()
+    file = library.folder() / library.CPU.file_name
     built = subprocess.run(
         ["bash", str(BUILD), str(file), str(program), "-O0"], capture_output=True, text=True, check=False
     )

@@ -30,7 +30,7 @@ STRUCTS = {
     "nvsubq_rglru_step_args": steps.RGLRU,
     "nvsubq_s5_step_args": steps.S5,
 }
-needs_native = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
+needs_native = pytest.mark.skipif(native.inactive("cpu") is not None, reason="native is not active")
 
 
 class CTensor(ctypes.Structure):
@@ -117,13 +117,19 @@ def test_a_wrong_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_native
 def test_backends_tell_what_native_is() -> None:
     listed = next(b for b in backends() if b.name == "native")
+    cpu, cuda = listed.reason.splitlines()
     assert re.fullmatch(
-        r"compiled kernels for CPU tensors \((avx512|avx2|baseline); nvsubq_cpu, \w+ [\d.]+\)", listed.reason
+        r"compiled kernels for CPU tensors \((avx512|avx2|baseline); nvsubq_cpu, \w+ [\d.]+\)", cpu
+    )
+    assert re.fullmatch(
+        r"compiled kernels for CUDA tensors \(CUDA [\d.]+, (sm|compute)_[\w ]+\)"
+        r"|none for CUDA tensors: .+",
+        cuda,
     )
 
 
 def test_a_missing_or_broken_library(tmp_path: Path) -> None:
-    name = library.file_name()
+    name = library.CPU.file_name
     assert library.open_library(tmp_path) == (None, f"there is no {name} in the installed package")
     (tmp_path / "why_not_native.txt").write_text("no working C++ compiler was found when it was built\n")
     reason = "the native library was not built: no working C++ compiler was found when it was built"
@@ -136,7 +142,7 @@ def test_a_missing_or_broken_library(tmp_path: Path) -> None:
 
 def test_without_the_library_all_goes_to_the_portable_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "the native library was not built: no working C++ compiler was found when it was built"
-    monkeypatch.setattr(library, "_opened", lambda: (None, reason))
+    monkeypatch.setattr(library, "_opened", lambda device: (None, reason))
     dispatch.forget()
     try:
         listed = next(b for b in backends() if b.name == "native")
@@ -163,8 +169,9 @@ def test_the_package_installs_without_a_compiler(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
     installed = out / "nvsubq" / "lib"
-    assert [path.name for path in installed.iterdir()] == ["why_not_native.txt"]
-    assert "no working C++ compiler" in library.open_library(installed)[1]
+    assert sorted(path.name for path in installed.iterdir()) == ["why_not_cuda.txt", "why_not_native.txt"]
+    for kind in library.KINDS.values():
+        assert "no working C++ compiler" in library.open_library(installed, kind)[1]
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -182,8 +189,8 @@ def test_a_library_of_other_sources(tmp_path: Path) -> None:
 @needs_native
 def test_the_environment_names_a_library(tmp_path: Path) -> None:
     mine = tmp_path / "mine.so"
-    shutil.copy(library.folder() / library.file_name(), mine)
-    code = "from nvsubq.ops import native; print(native.inactive() or open('/proc/self/maps').read())"
+    shutil.copy(library.folder() / library.CPU.file_name, mine)
+    code = "from nvsubq.ops import native; print(native.inactive('cpu') or open('/proc/self/maps').read())"
     for named, said in ((mine, str(mine)), (tmp_path / "none.so", "the native library cannot be loaded: ")):
         environment = {**os.environ, "NVSUBQ_LIBRARY": str(named)}
         done = subprocess.run(

@@ -16,7 +16,7 @@ from nvsubq.ops import native
 from nvsubq.ops.native import library, step_call
 from nvsubq.ops.native import steps as native_steps
 
-pytestmark = pytest.mark.skipif(native.inactive() is not None, reason="native is not active")
+pytestmark = pytest.mark.skipif(native.inactive("cpu") is not None, reason="native is not active")
 
 STEPS = {
     "mamba_step": (native_steps._MAMBA, lambda width: Mamba(width)),

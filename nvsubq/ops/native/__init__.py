@@ -1,7 +1,7 @@
-"""Backend `native`: compiled kernels for CPU tensors, loaded from `nvsubq/lib` when first asked for."""
+"""Backend `native`: compiled kernels for CPU and CUDA tensors, loaded from `nvsubq/lib` when needed."""
 
 from nvsubq.ops.native.conv import causal_conv1d
-from nvsubq.ops.native.library import about, inactive
+from nvsubq.ops.native.library import about, forget, inactive, missing
 from nvsubq.ops.native.linear import linear_scan
 from nvsubq.ops.native.rglru import rglru_scan
 from nvsubq.ops.native.selective import selective_scan
@@ -21,11 +21,13 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "declines",
+    "forget",
     "inactive",
     "linear_scan",
     "linear_state_update",
     "mamba2_step",
     "mamba_step",
+    "missing",
     "rglru_scan",
     "rglru_state_update",
     "rglru_step",

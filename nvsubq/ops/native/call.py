@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
@@ -44,7 +43,7 @@ class NativeOp:
         layout: of its struct.
         describe: from the arguments of the public function, by name.
         saved_elements: how many numbers a forward leaves to its backward, from the same arguments: at least
-            what the library asks for. Sizes may be symbols of a traced call.
+            what the library of their device asks for. Sizes may be symbols of a traced call.
     """
 
     name: str
@@ -64,8 +63,11 @@ class NativeOp:
         return self.saved_elements(arguments), accumulation_dtype(*floats)
 
 
+_MOST_THREADS = 16  # whose structs a call keeps
+
+
 class NativeCall:
-    """A checked call of tensors of one signature, on one thread of Python."""
+    """A checked call of tensors of one signature."""
 
     def __init__(self, native: NativeOp, op: Op, arguments: Mapping[str, Any]) -> None:
         tensors = tuple(arguments[name] for name in op.tensors)
@@ -74,11 +76,13 @@ class NativeCall:
         self.reverse = arguments["reverse"]
         self.y, self.final = op.outputs(arguments)
         self.length = self.y.shape[1]
+        self.device = arguments[op.tensors[0]].device
         self.walks = self.reverse is not False or any(arguments[n] is not None for n in ("seq_idx", "order"))
         self.saved_elements, self.dtype = native.saved(arguments)
         self.odd = any(t is not None and (t.is_complex() or readable(t) is not t) for t in tensors)
-        self.thread = get_ident()
-        self.packed: dict[tuple[str, str], Struct] = {}  # by pass and by the tables that a walk has
+        # By pass and by the tables that a walk has. Of each thread, since a call writes to them: the backward
+        # of CUDA tensors runs on one of autograd's.
+        self.packed: dict[int, dict[tuple[str, str], Struct]] = {}
 
     def __call__(
         self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None, final: bool
@@ -88,13 +92,18 @@ class NativeCall:
             y, state = _Recorded.apply(self, tables, final, *tensors)
         else:
             y, state, _ = self.run_forward(self.readable(tensors), tables, keep=False, end=final)
-        return (y, state) if final else y
+        return (y, state) if final else y  # type: ignore[return-value]
 
     def forward(
         self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None, *, end: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Give y, the final state (empty unless `end`) and what `backward` needs."""
-        return self.run_forward(self.readable(tensors), self.tables(seq_idx, order), keep=True, end=end)
+        y, final, saved = self.run_forward(
+            self.readable(tensors), self.tables(seq_idx, order), keep=True, end=end
+        )
+        if final is None:
+            final = y.new_empty(0, dtype=self.final.dtype)
+        return y, final, y.new_empty(0, dtype=self.dtype) if saved is None else saved
 
     def backward(
         self,
@@ -110,17 +119,19 @@ class NativeCall:
         tables = self.tables(seq_idx, order)
         return self.run_backward(d_y, d_final, saved, self.readable(tensors), tables, into)
 
-    def of_this_thread(self) -> NativeCall:
-        """The call itself on the thread that made it, elsewhere another one: its structs are written to."""
-        if self.thread == get_ident():
-            return self
-        other = copy(self)
-        other.thread, other.packed = get_ident(), {}
-        return other
+    def structs(self) -> dict[tuple[str, str], Struct]:
+        """Those of this thread."""
+        thread = get_ident()
+        found = self.packed.get(thread)
+        if found is None:
+            if len(self.packed) >= _MOST_THREADS:
+                self.packed = {}
+            found = self.packed[thread] = {}
+        return found
 
     def tables(self, seq_idx: Tensor | None, order: Tensor | None) -> Tables:
         """The walk, checked."""
-        return tables_of(self.length, order, self.reverse, seq_idx) if self.walks else NO_TABLES
+        return tables_of(self.length, order, self.reverse, seq_idx, self.device) if self.walks else NO_TABLES
 
     def readable(self, tensors: Tensors) -> Tensors:
         """The tensors as the library can read them."""
@@ -128,25 +139,26 @@ class NativeCall:
 
     def run_forward(
         self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give y, the final state (empty unless `end`) and, if kept, what `run_backward` needs."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Give y, with `end` the final state and, if it is kept and not empty, what `run_backward` needs."""
         like: Any = tensors[0]
         y = like.new_empty(self.y.shape, dtype=self.y.dtype)
-        final = like.new_empty(self.final.shape if end else 0, dtype=self.final.dtype)
-        saved = like.new_empty(self.saved_elements, dtype=self.dtype) if keep else final
+        final = like.new_empty(self.final.shape, dtype=self.final.dtype) if end else None
+        saved = (
+            like.new_empty(self.saved_elements, dtype=self.dtype) if keep and self.saved_elements else None
+        )
         which = "forward" if end else "forward without state"
-        packed = self.packed.get((which, tables.which))
+        packed = self.structs().get((which, tables.which))
         if packed is None:
-            outputs = {"y": y, "final_state": final if end else None}
-            packed = self._pack(which, tensors, tables, outputs)
-        packed.run([*tensors, y, final], tables, saved if keep else None)
+            packed = self._pack(which, tensors, tables, {"y": y, "final_state": final})
+        packed.run([*tensors, y, final], tables, saved)
         return y, final, saved
 
     def run_backward(
         self,
         d_y: Tensor | None,
         d_final: Tensor | None,
-        saved: Tensor,
+        saved: Tensor | None,
         tensors: Tensors,
         tables: Tables,
         into: Mapping[str, Tensor] | None = None,
@@ -163,7 +175,7 @@ class NativeCall:
         which = "backward" if d_final is None else "backward with final"
         if into is not None:
             which += " into " + " ".join(into)
-        packed = self.packed.get((which, tables.which))
+        packed = self.structs().get((which, tables.which))
         if packed is None:
             others = {f"d_{name}": grad for name, grad in zip(self.names, grads, strict=True)}
             packed = self._pack(which, tensors, tables, others | {"d_y": d_y, "d_final_state": d_final})
@@ -188,15 +200,22 @@ class NativeCall:
         scalars["flags"] = scalars.get("flags", 0) | flags
         function = f"nvsubq_{self.native.name}_{which.split()[0]}"
         packed = Struct(
-            self.native.name, self.native.layout, function, scalars, fields, list(named), described.work
+            self.native.name,
+            self.native.layout,
+            function,
+            scalars,
+            fields,
+            list(named),
+            described.work,
+            self.device,
         )
         packed.seen = {f"d_{name}": seen for name, seen in described.strides.items()}
-        self.packed[which, tables.which] = packed
+        self.structs()[which, tables.which] = packed
         return packed
 
 
 class _Recorded(torch.autograd.Function):
-    """y and the final state; keeps the inputs and what the library saved."""
+    """y and the final state, or None; keeps the inputs and what the library saved."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -213,5 +232,4 @@ class _Recorded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_y: Tensor | None, d_final: Tensor | None):  # type: ignore[override]
         saved, *inputs = ctx.saved_tensors
-        call = ctx.call.of_this_thread()
-        return None, None, None, *call.run_backward(d_y, d_final, saved, tuple(inputs), ctx.tables)
+        return None, None, None, *ctx.call.run_backward(d_y, d_final, saved, tuple(inputs), ctx.tables)

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from nvsubq.ops.native.library import missing
+
 _SERVED = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
 
 def declines(op: str, arguments: Mapping[str, Any]) -> str | None:
     """Say why a call of `op` with these arguments is not served, or give None.
 
-    Every call that passes the checks of the public function is, but for tensors that are no plain CPU memory.
+    Every call that passes the checks of the public function is, but for tensors that are no plain memory of a
+    device whose library has the op.
 
     Example:
         >>> declines("causal_conv1d", {"x": torch.ones(1, 2, 3), "weight": torch.ones(3, 4)})
@@ -25,8 +28,9 @@ def declines(op: str, arguments: Mapping[str, Any]) -> str | None:
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
             continue
-        if value.device.type != "cpu":
-            return f"`{name}` is on {value.device}; its kernels are for the CPU"
+        reason = missing(op, value.device)
+        if reason is not None:
+            return f"`{name}` is on {value.device}; {reason}"
         if value.layout != torch.strided or type(value) not in (Tensor, Parameter):
             return f"`{name}` is a {type(value).__name__} with layout {value.layout}, not a plain tensor"
         if (value.is_floating_point() or value.is_complex()) and value.dtype not in _SERVED:

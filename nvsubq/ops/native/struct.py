@@ -26,6 +26,7 @@ class Struct:
         fields: of the tensors that are there, by name, as `library.describe` gives them.
         names: of the tensors of `run`, in its order.
         work: states or taps that are visited, to decide how many threads are worth it.
+        device: where the tensors are.
     """
 
     def __init__(
@@ -37,10 +38,16 @@ class Struct:
         fields: Mapping[str, tuple[int, ...]],
         names: list[str],
         work: int,
+        device: torch.device,
     ) -> None:
         packer = layout.packer()
-        self.name, self.function, self.work = name, function, work
-        self.call = getattr(library.library(), function)
+        self.name, self.function, self.work, self.device = name, function, work, device
+        self.library = library.library(device.type)
+        self.call = getattr(self.library, function)
+        self.index: int | None = None  # of a CUDA device
+        if device.type == "cuda":
+            self.index = torch.cuda.current_device() if device.index is None else device.index
+            scalars = {**scalars, "device": self.index}
         self.buffer = ctypes.create_string_buffer(packer.size)
         numbers = [scalars.get(name, 0) for name in layout.scalars]
         flat = [value for name in layout.tensors for value in fields.get(name, library.ABSENT)]
@@ -49,6 +56,7 @@ class Struct:
         scalar = {name: 1 + i for i, name in enumerate(layout.scalars)}
         self.threads, self.level = scalar["threads"], scalar["level"]
         self.workspace = 1 + len(layout.scalars)  # address, bytes; then comes the stream
+        self.stream = self.workspace + 2
         self.saved = self.workspace + 3
         first = self.saved + 2
         self.place = {name: first + 6 * i for i, name in enumerate(layout.tensors)}
@@ -76,22 +84,28 @@ class Struct:
             words[place] = tensors[i].data_ptr()  # type: ignore[union-attr]
         for name, table in tables.named.items():
             words[self.place[name]] = table.data_ptr()
-        threads, level = library.threads(self.work), library.forced_level
-        words[self.threads], words[self.level] = threads, level
+        if self.index is None:
+            threads, level = library.threads(self.work), library.forced_level
+            words[self.threads], words[self.level] = threads, level
+        else:
+            threads = level = 0
+            words[self.stream] = library.current_stream(self.index)  # type: ignore[misc]
         # Both are set in every call: what the last one left there may be gone.
         words[self.saved] = 0 if saved is None else saved.data_ptr()
         words[self.saved + 1] = 0 if saved is None else saved.nbytes
         size = self.bytes.get((threads, level))
         if size is None:
             size = self.bytes[threads, level] = self._ask()
-        workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
-        words[self.workspace], words[self.workspace + 1] = workspace.data_ptr(), size
+        # The memory goes back when this returns, on a CUDA device to what comes later on the same stream.
+        workspace = torch.empty(size, dtype=torch.uint8, device=self.device) if size else None
+        words[self.workspace] = 0 if workspace is None else workspace.data_ptr()
+        words[self.workspace + 1] = size
         if self.call(self.buffer):
-            raise RuntimeError(f"{self.function}: {library.library().nvsubq_last_error().decode()}.")
+            raise RuntimeError(f"{self.function}: {self.library.nvsubq_last_error().decode()}.")
 
     def _ask(self) -> int:
         function = f"nvsubq_{self.name}_workspace"
-        size: int = getattr(library.library(), function)(self.buffer)
+        size: int = getattr(self.library, function)(self.buffer)
         if size < 0:
-            raise RuntimeError(f"{function}: {library.library().nvsubq_last_error().decode()}.")
+            raise RuntimeError(f"{function}: {self.library.nvsubq_last_error().decode()}.")
         return size

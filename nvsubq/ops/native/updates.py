@@ -70,7 +70,7 @@ class UpdateCall:
     def __call__(self, tensors: Tensors) -> Tensor:
         state: Any = tensors[0]
         rest = [readable(t) for t in tensors[1:]] if self.odd else tensors[1:]
-        y = torch.empty(self.y.shape, dtype=self.y.dtype, device="cpu")
+        y = state.new_empty(self.y.shape, dtype=self.y.dtype)
         memory = self.memory(state)
         self.packed.run([memory, *rest, y, memory], NO_TABLES, None)
         if memory is not state:
@@ -83,7 +83,7 @@ def _pack(native: NativeOp, update: Update, arguments: Mapping[str, Any], y: Any
     scan = update.as_scan(arguments)
     described = native.describe(scan)
     state = scan["initial_state"]
-    outputs = {"y": torch.empty(y.shape, dtype=y.dtype).unsqueeze(1), "final_state": state}
+    outputs = {"y": state.new_empty(y.shape, dtype=y.dtype).unsqueeze(1), "final_state": state}
     names = ["initial_state", *(name for name in update.tensors if name != "state"), *outputs]
     named = {name: (scan | outputs)[name] for name in names}
     fields = {name: describe(t, described.strides.get(name)) for name, t in named.items()}
@@ -92,7 +92,14 @@ def _pack(native: NativeOp, update: Update, arguments: Mapping[str, Any], y: Any
     scalars = {**described.scalars, "blocks": 1}
     scalars["flags"] = scalars.get("flags", 0) | flags
     return Struct(
-        native.name, native.layout, f"nvsubq_{native.name}_forward", scalars, fields, names, described.work
+        native.name,
+        native.layout,
+        f"nvsubq_{native.name}_forward",
+        scalars,
+        fields,
+        names,
+        described.work,
+        state.device,
     )
 
 
