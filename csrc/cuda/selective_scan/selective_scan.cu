@@ -1,0 +1,45 @@
+// `selective_scan`: which kernels serve a call.
+#include "../entry.h"
+#include "fast.cuh"
+
+namespace nvsubq {
+namespace {
+
+template <class T>
+int64_t general_bytes(const Selective& a) {
+  Arena arena(nullptr);
+  const Partials<T> partials(arena, a, Chunks(a).count, a.batch);
+  return arena.bytes();
+}
+
+// A struct without the cotangents of a backward is that of a forward, which needs none.
+int64_t workspace(const Selective& a) {
+  if (!present(a.d_y)) return 0;
+  return in_double(a) ? general_bytes<double>(a) : general_bytes<float>(a);
+}
+
+int64_t saved(const Selective& a) {
+  return a.batch * borders(a.length) * a.states * a.width * (in_double(a) ? 8 : 4) * parts_of(a.A);
+}
+
+int served(const Selective& a) {
+  if (a.states <= kMostStates) return NVSUBQ_OK;
+  return fail(NVSUBQ_UNSUPPORTED, "states (=%lld) must be at most %lld on CUDA", (long long)a.states, (long long)kMostStates);
+}
+
+int forward(const Selective& a, cudaStream_t stream) {
+  if (const int status = served(a)) return status;
+  return is_fast(a) ? fast_forward(a, stream) : general_forward(a, stream);
+}
+
+int backward(const Selective& a, cudaStream_t stream) {
+  if (const int status = served(a)) return status;
+  return general_backward(a, a.workspace, stream);
+}
+
+}  // namespace
+
+}  // namespace nvsubq
+
+NVSUBQ_DECLARE(selective_scan, nvsubq::Selective)
+const nvsubq::Op<nvsubq::Selective> nvsubq::cuda_selective_scan = {nvsubq::workspace, nvsubq::saved, nvsubq::forward, nvsubq::backward};
