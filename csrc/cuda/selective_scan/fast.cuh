@@ -12,7 +12,6 @@
 
 namespace nvsubq {
 
-constexpr int kSteps = 32;  // of a tile
 constexpr int kRing = 8;    // tiles whose cells are known
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -28,7 +27,8 @@ constexpr bool kExact = !std::is_same_v<S, bf16>;
 
 __device__ __forceinline__ float exp2_of(float x) {
   float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  // Volatile, so that no branch is made around it where an option selects its result.
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 __device__ __forceinline__ float reciprocal(float x) {
@@ -83,31 +83,52 @@ __device__ __forceinline__ void add_quads(float (&sum)[4], const float (&x)[4], 
 __device__ __forceinline__ int swizzled(int c, int four) { return 4 * (four ^ ((c ^ (c >> 3)) & 7)); }
 __device__ __forceinline__ int swizzle(int c, int t) { return swizzled(c, t >> 2) + (t & 3); }
 
-// Four neighbouring elements, of which `valid` are there; `whole`: at a multiple of their size.
+// Four neighbouring elements as fp32. WHOLE: at a multiple of their size, else `valid` of them are there.
 template <class S>
-__device__ __forceinline__ Pack<S, 4> load_four(const S* p, int valid, bool whole) {
-  Pack<S, 4> x;
-  if (whole && valid == 4) return load_pack<S, 4>(p);
+__device__ __forceinline__ void unpack(const Pack<S, 4>& from, float (&to)[4]) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) x.lane[j] = j < valid ? p[j] : narrow<S>(0.0f);
-  return x;
+  for (int j = 0; j < 4; ++j) to[j] = widen<float>(from.lane[j]);
+}
+template <>
+__device__ __forceinline__ void unpack<bf16>(const Pack<bf16, 4>& from, float (&to)[4]) {
+  const uint2 bits = *reinterpret_cast<const uint2*>(&from);
+  to[0] = __uint_as_float(bits.x << 16), to[1] = __uint_as_float(bits.x & 0xffff0000u);
+  to[2] = __uint_as_float(bits.y << 16), to[3] = __uint_as_float(bits.y & 0xffff0000u);
 }
 template <class S>
-__device__ __forceinline__ void store_four(S* p, const Pack<S, 4>& x, int valid, bool whole) {
-  if (whole && valid == 4) {
-    store_pack<S, 4>(p, x);
-    return;
+__device__ __forceinline__ Pack<S, 4> pack(const float (&from)[4]) {
+  Pack<S, 4> to;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) to.lane[j] = narrow<S>(from[j]);
+  return to;
+}
+template <>
+__device__ __forceinline__ Pack<bf16, 4> pack<bf16>(const float (&from)[4]) {
+  Pack<bf16, 4> to;
+  auto* pairs = reinterpret_cast<__nv_bfloat162*>(&to);
+  pairs[0] = __floats2bfloat162_rn(from[0], from[1]), pairs[1] = __floats2bfloat162_rn(from[2], from[3]);
+  return to;
+}
+template <bool WHOLE, class S>
+__device__ __forceinline__ Pack<S, 4> load_four(const S* p, int valid) {
+  if constexpr (WHOLE) {
+    return load_pack<S, 4>(p);
+  } else {
+    Pack<S, 4> x;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x.lane[j] = j < valid ? p[j] : narrow<S>(0.0f);
+    return x;
   }
-#pragma unroll
-  for (int j = 0; j < 4; ++j)
-    if (j < valid) p[j] = x.lane[j];
 }
-template <class S>
-__device__ __forceinline__ Pack<S, 4> zero_four() {
-  Pack<S, 4> x;
+template <bool WHOLE, class S>
+__device__ __forceinline__ void store_four(S* p, const Pack<S, 4>& x, int valid) {
+  if constexpr (WHOLE) {
+    if (valid) store_pack<S, 4>(p, x);
+  } else {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) x.lane[j] = narrow<S>(0.0f);
-  return x;
+    for (int j = 0; j < 4; ++j)
+      if (j < valid) p[j] = x.lane[j];
+  }
 }
 
 // A row of a tensor [B, L, ...], from a channel or group on.
@@ -126,13 +147,21 @@ struct Options {
   bool soft, gated, whole;  // `whole`: four channels, and four states, lie on multiples of their size
 };
 
-// The cells of a ring of tiles, -1 where a cell is not there, and the steps of a tile that drop the state.
+// The cells of a ring of tiles of T steps, -1 where a cell is not there, and the steps that drop the state.
+template <int T>
 struct Cells {
-  int32_t cell[kRing][kSteps];
-  uint32_t starts[kRing];
+  int32_t cell[kRing][T];
+  uint32_t starts[kRing][T / 32];
+
+  __device__ __forceinline__ bool any_starts(int slot) const {
+    uint32_t any = 0;
+#pragma unroll
+    for (int i = 0; i < T / 32; ++i) any |= starts[slot][i];
+    return any;
+  }
 };
 
-// One step's entry, read by one lane of a warp well before it is needed.
+// One step's entry, read by a lane of the first T / 32 serving warps well before it is needed.
 struct Ahead {
   int32_t cell;
   bool starts;
@@ -142,10 +171,11 @@ struct Ahead {
     cell = there ? int32_t(steps.cell(step)) : -1;
     starts = there && steps.starts(step);
   }
-  __device__ __forceinline__ void put(Cells& cells, int slot, int lane) const {
-    cells.cell[slot][lane] = cell;
+  template <int T>
+  __device__ __forceinline__ void put(Cells<T>& cells, int slot, int thread) const {
+    cells.cell[slot][thread] = cell;
     const uint32_t mask = __ballot_sync(~0u, starts);
-    if (lane == 0) cells.starts[slot] = mask;
+    if (thread % 32 == 0) cells.starts[slot][thread / 32] = mask;
   }
 };
 

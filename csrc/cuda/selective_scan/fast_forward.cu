@@ -9,28 +9,29 @@ namespace {
 
 constexpr int kComputing = 4;  // warps
 
-template <int P, int Q, int SERVING>
+// A block: P states on each of Q lanes of a channel, SERVING warps that serve, tiles of T steps.
+template <int P, int Q, int SERVING, int T>
 struct Shape {
   static constexpr int channels = kComputing * 32 / Q, states = P * Q;
   static constexpr int threads = (kComputing + SERVING) * 32, servers = SERVING * 32;
 };
 
-template <int CHANNELS, int STATES>
+template <int CHANNELS, int STATES, int T>
 struct Shared {
-  float d[2][CHANNELS][kSteps], w[2][CHANNELS][kSteps], y[2][CHANNELS][kSteps];
-  float B[2][STATES * kSteps], C[2][STATES * kSteps];  // [step][state], or swizzled [state][step] with one on a lane
-  Cells cells;
+  float d[2][CHANNELS][T], w[2][CHANNELS][T], y[2][CHANNELS][T];
+  float B[2][STATES * T], C[2][STATES * T];  // [step][state], or swizzled [state][step] with one on a lane
+  Cells<T> cells;
 };
 
-template <class S, int P, int Q, int SERVING>
+template <class S, int P, int Q, int SERVING, int T>
 struct Forward {
-  using Is = Shape<P, Q, SERVING>;
-  using Memory = Shared<Is::channels, Is::states>;
+  using Is = Shape<P, Q, SERVING, T>;
+  using Memory = Shared<Is::channels, Is::states, T>;
   static constexpr int kFours = Is::channels / 4;              // groups of four channels
   static constexpr int kRows = Is::servers / kFours;           // steps that are served at once
-  static constexpr int kEach = (kSteps + kRows - 1) / kRows;   // steps of one thread
+  static constexpr int kEach = (T + kRows - 1) / kRows;   // steps of one thread
   static constexpr int kStateFours = Is::states / 4 ? Is::states / 4 : 1;
-  static constexpr int kStateEach = (kSteps * kStateFours + Is::servers - 1) / Is::servers;
+  static constexpr int kStateEach = (T * kStateFours + Is::servers - 1) / Is::servers;
 
   // A warp that computes: its lanes hold the states.
   struct Computing {
@@ -70,10 +71,10 @@ struct Forward {
     __device__ __forceinline__ void run(int buffer, int slot, int steps) {
       const float *d_row = m.d[buffer][channel_here], *w_row = m.w[buffer][channel_here];
       const float *B = m.B[buffer], *C = m.C[buffer];
-      const uint32_t starts = STARTS ? m.cells.starts[slot] : 0;
       const int g = lane / 4, t = lane % 4;
 #pragma unroll 1
       for (int sixteen = 0; sixteen < steps; sixteen += 16) {
+        const uint32_t starts = STARTS ? m.cells.starts[slot][sixteen / 32] >> (sixteen % 32) : 0;
         float sum[4] = {0, 0, 0, 0};
 #pragma unroll(P > 4 ? 1 : 4)
         for (int four = 0; four < 4; ++four) {
@@ -82,7 +83,7 @@ struct Forward {
           *reinterpret_cast<float4*>(ds) = *reinterpret_cast<const float4*>(d_row + swizzled(channel_here, k));
           *reinterpret_cast<float4*>(ws) = *reinterpret_cast<const float4*>(w_row + swizzled(channel_here, k));
           if constexpr (P == 1) {
-            const int at = first_state * kSteps + swizzled(first_state, k);
+            const int at = first_state * T + swizzled(first_state, k);
             *reinterpret_cast<float4*>(b) = *reinterpret_cast<const float4*>(B + at);
             *reinterpret_cast<float4*>(c) = *reinterpret_cast<const float4*>(C + at);
           }
@@ -104,7 +105,7 @@ struct Forward {
 #pragma unroll
             for (int p = 0; p < P; ++p) {
               float decay = exp2_of(ds[j] * A[p]);
-              if (STARTS && starts >> (4 * k + j) & 1) decay = 0;
+              if (STARTS && starts >> (4 * four + j) & 1) decay = 0;
               h[p] = fmaf(decay, h[p], bs[p] * ws[j]);
               out = p ? fmaf(cs[p], h[p], out) : cs[p] * h[p];
             }
@@ -136,134 +137,158 @@ struct Forward {
   };
 
   // A warp that serves: its lanes hold four channels each.
+  template <bool WHOLE>
   struct Serving {
     Memory& m;
     const Selective& a;
     const Options& is;
-    int thread, four, first_row, valid;
+    int thread, four, first_row, valid, place[4];  // place: of the four channels at `first_row`, swizzled
     Row<const S> u, delta, z, B, C;
     Row<S> y;
     float bias[4], skip[4];
     Pack<S, 4> us[kEach], deltas[kEach], Bs[kStateEach], Cs[kStateEach];
+    Pack<S, 4> us_again[kEach], zs[kEach];  // of the tile that is written next
 
     __device__ __forceinline__ Serving(Memory& memory, const Selective& args, const Options& options, int64_t row,
                                        int64_t first, int run, int64_t group)
         : m(memory), a(args), is(options), thread(int(threadIdx.x) - kComputing * 32), four(thread % kFours),
-          first_row(thread / kFours), valid(run - 4 * four), u(args.u, row, first + 4 * four),
-          delta(args.delta, row, first + 4 * four), z(args.z, row, first + 4 * four), B(args.B, row, group * args.B.stride[2]),
-          C(args.C, row, group * args.C.stride[2]), y(args.y, row, first + 4 * four) {
+          first_row(thread / kFours), valid(run - 4 * four), u(args.u, row, first + (valid > 0 ? 4 * four : 0)),
+          delta(args.delta, row, first + (valid > 0 ? 4 * four : 0)),
+          z(options.gated ? args.z : args.u, row, first + (valid > 0 ? 4 * four : 0)),
+          B(args.B, row, group * args.B.stride[2]), C(args.C, row, group * args.C.stride[2]),
+          y(args.y, row, first + (valid > 0 ? 4 * four : 0)) {
       valid = valid < 0 ? 0 : valid > 4 ? 4 : valid;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int64_t channel = first + 4 * four + j;
         bias[j] = has(a.delta_bias) && j < valid ? read_any<float>(a.delta_bias, channel * a.delta_bias.stride[0]) : 0.0f;
         skip[j] = has(a.D) && j < valid ? read_any<float>(a.D, channel * a.D.stride[0]) : 0.0f;
+        place[j] = (4 * four + j) * T + swizzle(4 * four + j, first_row);
       }
     }
+    // Step first_row + i kRows: the rows are a power of two, a multiple of 4, so that the swizzle is a xor.
+    __device__ __forceinline__ int at(int j, int i) const { return place[j] ^ (i * kRows); }
+    __device__ __forceinline__ int32_t cell(int slot, int i) const { return m.cells.cell[slot][first_row + i * kRows]; }
 
+    // Cells that are not there are read as cell 0.
     __device__ __forceinline__ void load(int slot) {
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
-        const int t = first_row + i * kRows;
-        const int32_t cell = t < kSteps ? m.cells.cell[slot][t] : -1;
-        if (cell < 0) continue;
-        us[i] = load_four(u.at(cell), valid, is.whole);
-        deltas[i] = load_four(delta.at(cell), valid, is.whole);
+        const int32_t here = max(cell(slot, i), 0);
+        us[i] = load_four<WHOLE>(u.at(here), valid);
+        deltas[i] = load_four<WHOLE>(delta.at(here), valid);
       }
 #pragma unroll
       for (int i = 0; i < kStateEach; ++i) {
         const int at = thread + i * Is::servers, t = at / kStateFours, n = at % kStateFours * 4;
-        const int32_t cell = t < kSteps ? m.cells.cell[slot][t] : -1;
-        Bs[i] = Cs[i] = zero_four<S>();
-        if (cell < 0 || n >= a.states) continue;
-        Bs[i] = load_four(B.at(cell) + n, int(a.states) - n, is.whole);
-        Cs[i] = load_four(C.at(cell) + n, int(a.states) - n, is.whole);
+        if (t >= T || n >= a.states) continue;
+        const int32_t here = max(m.cells.cell[slot][t], 0);
+        Bs[i] = load_four<WHOLE>(B.at(here) + n, int(a.states) - n);
+        Cs[i] = load_four<WHOLE>(C.at(here) + n, int(a.states) - n);
       }
     }
 
     __device__ __forceinline__ void stage(int slot, int buffer) {
+      float *d_tile = m.d[buffer][0], *w_tile = m.w[buffer][0];
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
-        const int t = first_row + i * kRows;
-        if (t >= kSteps) continue;
-        const bool there = m.cells.cell[slot][t] >= 0;
+        const bool there = cell(slot, i) >= 0;
+        float deltas_here[4], us_here[4];
+        unpack(deltas[i], deltas_here), unpack(us[i], us_here);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float raw = widen<float>(deltas[i].lane[j]) + bias[j];
-          const float d = is.soft ? fast_softplus(raw) : raw;
-          const int at = swizzle(4 * four + j, t);
-          m.d[buffer][4 * four + j][at] = there ? d : 0.0f;
-          m.w[buffer][4 * four + j][at] = there ? d * widen<float>(us[i].lane[j]) : 0.0f;
+          const float raw = deltas_here[j] + bias[j], soft = fast_softplus(raw);
+          const float d = is.soft ? soft : raw;
+          d_tile[at(j, i)] = there ? d : 0.0f;
+          w_tile[at(j, i)] = there ? d * us_here[j] : 0.0f;
         }
       }
 #pragma unroll
       for (int i = 0; i < kStateEach; ++i) {
         const int at = thread + i * Is::servers, t = at / kStateFours, n = at % kStateFours * 4;
-        if (t >= kSteps) continue;
+        if (t >= T) continue;
+        const bool there = m.cells.cell[slot][t] >= 0 && n < a.states;
+        float b[4], c[4];
+        unpack(Bs[i], b), unpack(Cs[i], c);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) b[j] = there ? b[j] : 0.0f, c[j] = there ? c[j] : 0.0f;
         if constexpr (P == 1) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            m.B[buffer][(n + j) * kSteps + swizzle(n + j, t)] = widen<float>(Bs[i].lane[j]);
-            m.C[buffer][(n + j) * kSteps + swizzle(n + j, t)] = widen<float>(Cs[i].lane[j]);
+            m.B[buffer][(n + j) * T + swizzle(n + j, t)] = b[j];
+            m.C[buffer][(n + j) * T + swizzle(n + j, t)] = c[j];
           }
         } else {
-          float b[4], c[4];
-#pragma unroll
-          for (int j = 0; j < 4; ++j) b[j] = widen<float>(Bs[i].lane[j]), c[j] = widen<float>(Cs[i].lane[j]);
           *reinterpret_cast<float4*>(&m.B[buffer][t * Is::states + n]) = *reinterpret_cast<float4*>(b);
           *reinterpret_cast<float4*>(&m.C[buffer][t * Is::states + n]) = *reinterpret_cast<float4*>(c);
         }
       }
     }
 
-    // What `emit` reads of its tile, asked for early.
-    struct Again {
-      Pack<S, 4> u[kEach], z[kEach];
-    };
-    __device__ __forceinline__ void ask(Again& again, int slot) const {
+    // Asks for what `emit` reads of its tile.
+    __device__ __forceinline__ void ask(int slot) {
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
-        const int t = first_row + i * kRows;
-        const int32_t cell = t < kSteps ? m.cells.cell[slot][t] : -1;
-        if (cell < 0) continue;
-        again.u[i] = load_four(u.at(cell), valid, is.whole);
-        if (is.gated) again.z[i] = load_four(z.at(cell), valid, is.whole);
+        const int32_t here = max(cell(slot, i), 0);
+        us_again[i] = load_four<WHOLE>(u.at(here), valid);
+        zs[i] = load_four<WHOLE>(z.at(here), valid);
       }
     }
-    __device__ __forceinline__ void emit(const Again& again, int slot, int buffer) const {
+    __device__ __forceinline__ void emit(int slot, int buffer) const {
+      const float* sums = m.y[buffer][0];
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
-        const int t = first_row + i * kRows;
-        const int32_t cell = t < kSteps ? m.cells.cell[slot][t] : -1;
-        if (cell < 0) continue;
-        Pack<S, 4> out;
+        float us_here[4], gates[4], out[4];
+        unpack(us_again[i], us_here), unpack(zs[i], gates);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          float sum = m.y[buffer][4 * four + j][swizzle(4 * four + j, t)];
-          if (!kExact<S>) sum *= kCut;
-          sum = fmaf(skip[j], widen<float>(again.u[i].lane[j]), sum);
-          if (is.gated) {
-            const float gate = widen<float>(again.z[i].lane[j]);
-            sum *= gate * fast_sigmoid(gate);
-          }
-          out.lane[j] = narrow<S>(sum);
+          const float sum = fmaf(skip[j], us_here[j], sums[at(j, i)] * (kExact<S> ? 1.0f : kCut));
+          const float gate = gates[j] * fast_sigmoid(gates[j]);
+          out[j] = is.gated ? sum * gate : sum;
         }
-        store_four(y.at(cell), out, valid, is.whole);
+        const int32_t here = cell(slot, i);
+        if (here >= 0) store_four<WHOLE>(y.at(here), pack<S>(out), valid);
       }
     }
     // Zeros at the cells that are not there.
     __device__ __forceinline__ void clear(const Steps& steps) const {
+      const float zeros[4] = {0, 0, 0, 0};
       for (int64_t k = steps.count + first_row; k < steps.length; k += kRows)
-        store_four(y.at(int32_t(steps.cell(k))), zero_four<S>(), valid, is.whole);
+        store_four<WHOLE>(y.at(int32_t(steps.cell(k))), pack<S>(zeros), valid);
+    }
+
+    // While tile i is computed, tile i + 1 is laid out and tile i - 1 written.
+    __device__ __forceinline__ void run(const Steps& steps, int tiles) {
+      Ahead ahead;
+      const bool leads = thread < T;
+      for (int i = 0; i < 3 && leads; ++i) {
+        ahead.read(steps, i * T + thread);
+        if (i < 2) ahead.put(m.cells, i, thread);
+      }
+      __syncthreads();
+      if (tiles) load(0);
+      for (int i = -1; i <= tiles; ++i) {
+        if (leads) {
+          ahead.put(m.cells, (i + 3) % kRing, thread);
+          ahead.read(steps, int64_t(i + 4) * T + thread);
+        }
+        if (i + 1 < tiles) stage((i + 1) % kRing, (i + 1) & 1);
+        if (i + 2 < tiles) load((i + 2) % kRing);
+        if (i > 0) emit((i - 1) % kRing, (i - 1) & 1);
+        if (i >= 0 && i < tiles) ask(i % kRing);
+        __syncthreads();
+      }
+      clear(steps);
     }
   };
+  static_assert(kRows % 4 == 0 && kRows <= T && (kRows & (kRows - 1)) == 0 && Is::servers >= T);
 };
 
-template <class S, int P, int Q, int SERVING, int BLOCKS>
-__global__ void __launch_bounds__(Shape<P, Q, SERVING>::threads, BLOCKS)
+template <class S, int P, int Q, int SERVING, int T, int BLOCKS>
+__global__ void __launch_bounds__(Shape<P, Q, SERVING, T>::threads, BLOCKS)
     selective_fast_forward(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                            const __grid_constant__ Options is) {
-  using F = Forward<S, P, Q, SERVING>;
+  using F = Forward<S, P, Q, SERVING, T>;
   extern __shared__ __align__(16) char memory[];
   auto& m = *reinterpret_cast<typename F::Memory*>(memory);
   constexpr int channels = F::Is::channels;
@@ -273,88 +298,69 @@ __global__ void __launch_bounds__(Shape<P, Q, SERVING>::threads, BLOCKS)
   const int within = int(tile_here % per_group) * channels;
   const int64_t first = group * run + within;
   const Steps steps = walk.steps(row, group * a.blocks / a.groups);
-  const int tiles = int((steps.count + kSteps - 1) / kSteps);
+  const int tiles = int((steps.count + T - 1) / T);
 
   if (threadIdx.x >= kComputing * 32) {
-    typename F::Serving serving(m, a, is, row, first, run - within, group);
-    Ahead ahead;
-    const bool leads = serving.thread < 32;
-    const int lane = serving.thread;
-    for (int i = 0; i < 3 && leads; ++i) {
-      ahead.read(steps, i * kSteps + lane);
-      if (i < 2) ahead.put(m.cells, i, lane);
-    }
-    __syncthreads();
-    serving.load(0);
-    for (int i = -1; i <= tiles; ++i) {
-      typename F::Serving::Again again;
-      if (i > 0) serving.ask(again, (i - 1) % kRing);
-      if (leads) {
-        ahead.put(m.cells, (i + 3) % kRing, lane);
-        ahead.read(steps, int64_t(i + 4) * kSteps + lane);
-      }
-      if (i + 1 < tiles) serving.stage((i + 1) % kRing, (i + 1) % 2);
-      if (i + 2 < tiles) serving.load((i + 2) % kRing);
-      if (i > 0) serving.emit(again, (i - 1) % kRing, (i - 1) % 2);
-      __syncthreads();
-    }
-    serving.clear(steps);
+    if (is.whole)
+      typename F::template Serving<true>(m, a, is, row, first, run - within, group).run(steps, tiles);
+    else
+      typename F::template Serving<false>(m, a, is, row, first, run - within, group).run(steps, tiles);
     return;
   }
   typename F::Computing computing(m, a, row, first, run - within);
   __syncthreads();
   for (int i = -1; i <= tiles; ++i) {
     if (i >= 0 && i < tiles) {
-      const int64_t begin = int64_t(i) * kSteps, left = steps.count - begin;
-      const int here = int(left < kSteps ? left : kSteps);
+      const int64_t begin = int64_t(i) * T, left = steps.count - begin;
+      const int here = int(left < T ? left : T), slot = i % kRing;
       if (a.saved && i && begin % kBorder == 0) computing.keep(begin / kBorder - 1);
-      if (m.cells.starts[i % kRing])
-        computing.template run<true>(i % 2, i % kRing, here);
+      if (m.cells.any_starts(slot))
+        computing.template run<true>(i & 1, slot, here);
       else
-        computing.template run<false>(i % 2, i % kRing, here);
+        computing.template run<false>(i & 1, slot, here);
     }
     __syncthreads();
   }
   computing.finish();
 }
 
-template <class S, int P, int Q, int SERVING, int BLOCKS>
+template <class S, int P, int Q, int SERVING, int T, int BLOCKS>
 int run(const Selective& a, cudaStream_t stream) {
-  using Is = Shape<P, Q, SERVING>;
+  using Is = Shape<P, Q, SERVING, T>;
   Options is;
   is.soft = a.flags & NVSUBQ_SOFTPLUS, is.gated = present(a.z);
   is.whole = a.width / a.groups % 4 == 0 && a.states % 4 == 0;
   for (const nvsubq_tensor* t : {&a.u, &a.delta, &a.z, &a.y, &a.B, &a.C}) is.whole = is.whole && packs_fit(*t, 4);
   is.whole = is.whole && a.B.stride[2] % 4 == 0 && a.C.stride[2] % 4 == 0;
   const dim3 grid(unsigned(a.batch * a.groups * ceil_div(a.width / a.groups, Is::channels)));
-  return launch("selective_scan", selective_fast_forward<S, P, Q, SERVING, BLOCKS>, grid, Is::threads,
-                sizeof(typename Forward<S, P, Q, SERVING>::Memory), stream, a, Walk(a), is);
+  return launch("selective_scan", selective_fast_forward<S, P, Q, SERVING, T, BLOCKS>, grid, Is::threads,
+                sizeof(typename Forward<S, P, Q, SERVING, T>::Memory), stream, a, Walk(a), is);
 }
 
 template <class S>
 int for_states(const Selective& a, cudaStream_t stream) {
-  if (a.states <= 4) return run<S, 1, 4, 4, 2>(a, stream);
+  if (a.states <= 4) return run<S, 1, 4, 4, 32, 2>(a, stream);
   if (a.states <= 16) {
 #ifdef NVSUBQ_TUNE
     if constexpr (std::is_same_v<S, bf16>) {
       switch (getenv("VAR") ? atoi(getenv("VAR")) : -1) {
-        case 0: return run<S, 4, 4, 2, 3>(a, stream);
-        case 1: return run<S, 4, 4, 4, 3>(a, stream);
-        case 2: return run<S, 4, 4, 2, 2>(a, stream);
-        case 3: return run<S, 4, 4, 4, 4>(a, stream);
-        case 4: return run<S, 1, 16, 2, 2>(a, stream);
-        case 5: return run<S, 1, 16, 2, 3>(a, stream);
-        case 6: return run<S, 1, 16, 4, 2>(a, stream);
-        case 7: return run<S, 1, 16, 1, 2>(a, stream);
-        case 8: return run<S, 4, 4, 1, 4>(a, stream);
+        case 0: return run<S, 4, 4, 4, 32, 3>(a, stream);
+        case 1: return run<S, 4, 4, 4, 32, 4>(a, stream);
+        case 2: return run<S, 4, 4, 4, 64, 3>(a, stream);
+        case 3: return run<S, 4, 4, 8, 64, 2>(a, stream);
+        case 4: return run<S, 1, 16, 4, 64, 2>(a, stream);
+        case 5: return run<S, 1, 16, 4, 64, 3>(a, stream);
+        case 6: return run<S, 1, 16, 2, 64, 2>(a, stream);
+        case 7: return run<S, 4, 4, 8, 32, 2>(a, stream);
+        case 8: return run<S, 4, 4, 2, 32, 4>(a, stream);
       }
     }
 #endif
     // A long walk over few channels: one state on a lane, so that there is work for more of them.
-    if (a.states > 8 && a.length > 16 * a.width) return run<S, 1, 16, 2, 2>(a, stream);
-    return run<S, 4, 4, 2, 3>(a, stream);
+    if (a.states > 8 && a.length > 16 * a.width) return run<S, 1, 16, 4, 64, 2>(a, stream);
+    return run<S, 4, 4, 4, 32, 3>(a, stream);
   }
-  return run<S, 16, 4, 2, 1>(a, stream);
+  return run<S, 16, 4, 4, 32, 1>(a, stream);
 }
 
 }  // namespace

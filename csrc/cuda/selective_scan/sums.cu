@@ -48,7 +48,7 @@ int add_cells(const Partials<T>& partials, const typename Partials<T>::Cells& fr
 template <class T>
 int add_channels(const Partials<T>& partials, const T* from, const nvsubq_tensor& to, int64_t states, int64_t parts,
                  cudaStream_t stream) {
-  if (!from || !parts || !has(to)) return NVSUBQ_OK;
+  if (!parts || !has(to)) return NVSUBQ_OK;
   const int64_t count = partials.width * states * parts;
   return launch("selective_scan sums by channel", selective_add_channels<T>, dim3(unsigned(ceil_div(count, kThreads))),
                 kThreads, 0, stream, from, to, partials.pieces, states, parts, count);
@@ -74,10 +74,10 @@ int add_up(const Selective& a, const Partials<T>& p, int64_t groups, cudaStream_
                   {p.fixed_gate.sums, a.d_decay_gate, p.states, p.fixed_gate.parts},
                   {p.D, a.d_D, 1, 1},
                   {p.bias, a.d_delta_bias, 1, 1},
-                  {p.step, a.d_delta_a, 1, 1}};
+                  {p.step, a.d_delta_a, 1, has(a.timesteps) ? 1 : 0}};
   for (const auto& sum : channels)
     if (const int status = add_channels(p, sum.from, sum.to, sum.states, sum.parts, stream)) return status;
-  if (!p.times) return NVSUBQ_OK;
+  if (!has(a.timesteps)) return NVSUBQ_OK;
   Partials<T> times = p;  // [B, L]: as of one state
   times.states = 1;
   nvsubq_tensor to = a.d_timesteps;
