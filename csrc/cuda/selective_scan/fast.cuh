@@ -19,7 +19,8 @@ constexpr float kLog2e = 1.4426950408889634f;
 bool is_fast(const Selective& a);
 int fast_forward(const Selective& a, cudaStream_t stream);
 int fast_backward(const Selective& a, void* memory, cudaStream_t stream);
-int64_t fast_bytes(const Selective& a);
+bool is_fast_backward(const Selective& a);
+int64_t fast_bytes(const Selective& a);  // of the backward
 
 // Whether sums over lanes must be good to fp32, or only to the rounding of the storage dtype.
 template <class S>

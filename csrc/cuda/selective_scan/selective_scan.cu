@@ -15,6 +15,7 @@ int64_t general_bytes(const Selective& a) {
 // A struct without the cotangents of a backward is that of a forward, which needs none.
 int64_t workspace(const Selective& a) {
   if (!present(a.d_y)) return 0;
+  if (is_fast_backward(a)) return fast_bytes(a);
   return in_double(a) ? general_bytes<double>(a) : general_bytes<float>(a);
 }
 
@@ -34,7 +35,7 @@ int forward(const Selective& a, cudaStream_t stream) {
 
 int backward(const Selective& a, cudaStream_t stream) {
   if (const int status = served(a)) return status;
-  return general_backward(a, a.workspace, stream);
+  return is_fast_backward(a) ? fast_backward(a, a.workspace, stream) : general_backward(a, a.workspace, stream);
 }
 
 }  // namespace

@@ -1,0 +1,160 @@
+// `selective_scan`, backward, fast: what its two kernels share. A window of 64 steps of 32 channels lies in shared
+// memory, laid out by all threads; then each warp walks over it with 8 channels. A lane has channels t and t + 4 and
+// states 2g and 2g + 1 of its warp's (t = lane % 4, g = lane / 4): a product of the tensor cores adds up over channels
+// what d_B and d_C ask for, while sums over states go through shared memory.
+#ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_FAST_BACKWARD_CUH
+#define NVSUBQ_CUDA_SELECTIVE_SCAN_FAST_BACKWARD_CUH
+
+#include "fast.cuh"
+
+namespace nvsubq {
+
+constexpr int kWindow = kBorder, kWarps = 4, kWide = 8 * kWarps;  // steps, warps of a block, channels
+constexpr int kBackThreads = 32 * kWarps;
+constexpr int kMostFast = 16;                                     // states
+constexpr int kAtOnce = kBackThreads / (kWide / 4);               // steps that are laid out at once
+constexpr int kRounds = kWindow / kAtOnce;
+constexpr float kLn2 = 0.69314718056f;
+
+// Walks are cut into pieces, by a rule of their length alone: how many there are must not show in a row's bits.
+inline __host__ __device__ int64_t piece_steps(int64_t length) { return length > 8192 ? 512 : 1024; }
+inline __host__ __device__ int64_t pieces_of(int64_t length) {
+  const int64_t each = piece_steps(length);
+  return length > 0 ? (length + each - 1) / each : 1;
+}
+
+// The inputs of a window, [channel][step] swizzled, and [step][state].
+struct Window {
+  float d[kWide][kWindow], w[kWide][kWindow], out[kWide][kWindow];
+  float B[kWindow][kMostFast], C[kWindow][kMostFast];
+  int32_t cell[kWindow];  // -1 - (a cell that is there) where a cell is not
+  uint32_t starts[kWindow / 32];
+};
+
+__device__ __forceinline__ int32_t some_cell(int32_t cell) { return cell < 0 ? -1 - cell : cell; }
+
+// What lays a window out, and knows a thread's four channels.
+template <class S>
+struct Layer {
+  const Selective& a;
+  const Options& is;
+  Window& m;
+  int four, first_row, valid, place[4];
+  Row<const S> u, delta, z, d_y, B, C;
+  float bias[4], skip[4];
+
+  __device__ __forceinline__ Layer(const Selective& args, const Options& options, Window& memory, int64_t row,
+                                   int64_t first, int there, int64_t group)
+      : a(args), is(options), m(memory), four(threadIdx.x % (kWide / 4)), first_row(threadIdx.x / (kWide / 4)),
+        valid(there - 4 * four), u(args.u, row, first + (valid > 0 ? 4 * four : 0)),
+        delta(args.delta, row, first + (valid > 0 ? 4 * four : 0)),
+        z(options.gated ? args.z : args.u, row, first + (valid > 0 ? 4 * four : 0)),
+        d_y(args.d_y, row, first + (valid > 0 ? 4 * four : 0)), B(args.B, row, group * args.B.stride[2]),
+        C(args.C, row, group * args.C.stride[2]) {
+    valid = valid < 0 ? 0 : valid > 4 ? 4 : valid;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int64_t channel = first + 4 * four + j;
+      bias[j] = has(a.delta_bias) && j < valid ? read_any<float>(a.delta_bias, channel * a.delta_bias.stride[0]) : 0.0f;
+      skip[j] = has(a.D) && j < valid ? read_any<float>(a.D, channel * a.D.stride[0]) : 0.0f;
+      place[j] = (4 * four + j) * kWindow + swizzle(4 * four + j, first_row);
+    }
+  }
+  // Where step first_row + i kAtOnce of channel j lies.
+  __device__ __forceinline__ int at(int j, int i) const { return place[j] ^ (i * kAtOnce); }
+  __device__ __forceinline__ int32_t cell(int i) const { return m.cell[first_row + i * kAtOnce]; }
+  // The rows of d_y and z are those of channels that are there, but a cut row's cotangents must be 0.
+  __device__ __forceinline__ bool counts(int j) const { return j < valid; }
+
+  // CARRY: what the walk of cotangents needs, no more.
+  template <bool WHOLE, bool CARRY>
+  __device__ __forceinline__ void lay() const {
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      const int32_t here = cell(i), read = some_cell(here);
+      const auto delta_pack = load_four<WHOLE>(delta.at(read), valid), z_pack = load_four<WHOLE>(z.at(read), valid);
+      const auto d_y_pack = load_four<WHOLE>(d_y.at(read), valid);
+      float deltas[4], us[4], zs[4], d_ys[4];
+      unpack(delta_pack, deltas), unpack(z_pack, zs), unpack(d_y_pack, d_ys);
+      if constexpr (!CARRY) unpack(load_four<WHOLE>(u.at(read), valid), us);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float raw = deltas[j] + bias[j], soft = fast_softplus(raw), d = is.soft ? soft : raw;
+        const float gate = zs[j] * fast_sigmoid(zs[j]), out = is.gated ? d_ys[j] * gate : d_ys[j];
+        (&m.d[0][0])[at(j, i)] = here >= 0 ? d : 0.0f;
+        (&m.out[0][0])[at(j, i)] = here >= 0 && counts(j) ? out : 0.0f;
+        if constexpr (!CARRY) (&m.w[0][0])[at(j, i)] = here >= 0 ? d * us[j] : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kWindow * 4 / kBackThreads; ++i) {
+      const int k = threadIdx.x / 4 + i * (kBackThreads / 4), n = threadIdx.x % 4 * 4;
+      const int left = int(a.states) - n, read = some_cell(m.cell[k]);
+      float b[4] = {0, 0, 0, 0}, c[4] = {0, 0, 0, 0};
+      if (left > 0) {
+        unpack(load_four<WHOLE>(C.at(read) + n, left), c);
+        if constexpr (!CARRY) unpack(load_four<WHOLE>(B.at(read) + n, left), b);
+      }
+      *reinterpret_cast<float4*>(&m.C[k][n]) = *reinterpret_cast<float4*>(c);
+      if constexpr (!CARRY) *reinterpret_cast<float4*>(&m.B[k][n]) = *reinterpret_cast<float4*>(b);
+    }
+  }
+};
+
+// The cells of windows, read a window before they are needed by the first threads.
+struct NextCells {
+  int64_t found = 0;
+  int32_t number = 0, before = 0;
+  int64_t step = -1;
+
+  __device__ __forceinline__ void ask(const Steps& steps, int64_t begin) {
+    step = begin + threadIdx.x;
+    if (threadIdx.x >= kWindow || begin < 0) return;
+    const int64_t last = steps.count - 1, read = step < last ? step : last;
+    found = steps.index ? __ldg(steps.index + read * steps.index_stride) : read;
+    if (steps.segment && step > 0 && step <= last) {
+      number = __ldg(steps.segment + step * steps.segment_stride);
+      before = __ldg(steps.segment + (step - 1) * steps.segment_stride);
+    } else {
+      number = before = 0;
+    }
+  }
+  __device__ __forceinline__ void put(const Steps& steps, Window& m) const {
+    if (threadIdx.x >= kWindow) return;
+    const int64_t in_range = uint64_t(found) < uint64_t(steps.length) ? found : 0;
+    m.cell[threadIdx.x] = step < steps.count ? int32_t(in_range) : int32_t(-1 - in_range);
+    const uint32_t mask = __ballot_sync(~0u, number != before);
+    if (threadIdx.x % 32 == 0) m.starts[threadIdx.x / 32] = mask;
+  }
+};
+
+// Where a block works: channels first .. of one chunk and group, steps begin .. end of one piece of a row's walk.
+struct Piece {
+  int64_t row, piece, number, chunk, group, begin, end;  // number: of the piece, over all rows
+
+  __device__ __forceinline__ Piece(const Selective& a, const Chunks& chunks, int64_t index) {
+    const int64_t pieces = pieces_of(a.length), each = piece_steps(a.length);
+    chunk = index % chunks.count, number = index / chunks.count;
+    row = number / pieces, piece = number % pieces;
+    group = chunk / chunks.per_group;
+    begin = piece * each, end = begin + each < a.length ? begin + each : a.length;
+  }
+};
+
+inline Options options_of(const Selective& a) {
+  Options is;
+  is.soft = a.flags & NVSUBQ_SOFTPLUS, is.gated = present(a.z);
+  is.whole = a.width / a.groups % 4 == 0 && a.states % 4 == 0 && a.B.stride[2] % 4 == 0 && a.C.stride[2] % 4 == 0;
+  for (const nvsubq_tensor* t : {&a.u, &a.delta, &a.z, &a.y, &a.B, &a.C, &a.d_y, &a.d_u, &a.d_delta, &a.d_z})
+    is.whole = is.whole && packs_fit(*t, 4);
+  return is;
+}
+
+// Puts the cotangents of the states that enter each piece from behind, [pieces][D][N], where there are several.
+template <class S>
+int carry_back(const Selective& a, const Chunks& chunks, const Options& is, float* arriving, float* sums,
+               cudaStream_t stream);
+
+}  // namespace nvsubq
+
+#endif

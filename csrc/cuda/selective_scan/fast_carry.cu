@@ -1,0 +1,120 @@
+// `selective_scan`, backward, fast: where walks are cut into pieces, the cotangents that arrive at the end of each.
+// First every piece alone, as if nothing came from behind; then the pieces of a row one after the other, where a piece
+// lets through exp(A sum of delta) of what arrives.
+#include "fast_backward.cuh"
+
+namespace nvsubq {
+namespace {
+
+template <class S>
+__global__ void __launch_bounds__(kBackThreads)
+    selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
+                    const __grid_constant__ Chunks chunks, const __grid_constant__ Options is, float* __restrict__ local,
+                    float* __restrict__ sums) {
+  extern __shared__ __align__(16) char memory[];
+  auto& m = *reinterpret_cast<Window*>(memory);
+  const int64_t parts = (chunks.width + kWide - 1) / kWide;
+  const Piece at_piece(a, chunks, blockIdx.x / parts);
+  if (at_piece.piece == 0) return;  // nothing comes before it
+  const int64_t row = at_piece.row, states = a.states;
+  const Steps steps = walk.steps(row, at_piece.group * a.blocks / chunks.groups);
+  const int64_t group_end = (at_piece.group + 1) * chunks.run;
+  const int64_t first = at_piece.group * chunks.run + at_piece.chunk % chunks.per_group * chunks.width + blockIdx.x % parts * kWide;
+  const int there = int(group_end - first < kWide ? group_end - first : kWide);
+  if (there <= 0) return;
+  const int64_t end = steps.count < at_piece.end ? steps.count : at_piece.end;
+  const int64_t last = end > at_piece.begin ? (end - 1) / kWindow : -1, first_window = at_piece.begin / kWindow;
+  const Layer<S> layer(a, is, m, row, first, there, at_piece.group);
+
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
+  const int here[2] = {warp * 8 + t, warp * 8 + t + 4};
+  float A[4], q[4] = {0, 0, 0, 0}, sum[2] = {0, 0};
+  bool real[4], cut = false;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int64_t channel = first + here[i / 2], n = 2 * g + i % 2;
+    real[i] = here[i / 2] < there && n < states;
+    A[i] = real[i] ? read_any<float>(a.A, at(a.A, channel, n)) * kLog2e : 0.0f;
+  }
+  NextCells next;
+  next.ask(steps, last * kWindow);
+  for (int64_t window = last; window >= first_window; --window) {
+    const int64_t begin = window * kWindow;
+    next.put(steps, m);
+    __syncthreads();
+    if (window > first_window) next.ask(steps, begin - kWindow);
+    if (is.whole)
+      layer.template lay<true, true>();
+    else
+      layer.template lay<false, true>();
+    __syncthreads();
+    const bool starts = m.starts[0] | m.starts[1];
+    cut |= starts;
+#pragma unroll 4
+    for (int four = kWindow / 4 - 1; four >= 0; --four) {
+      float d[2][4], out[2][4];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        *reinterpret_cast<float4*>(d[r]) = *reinterpret_cast<const float4*>(&m.d[here[r]][swizzled(here[r], four)]);
+        *reinterpret_cast<float4*>(out[r]) = *reinterpret_cast<const float4*>(&m.out[here[r]][swizzled(here[r], four)]);
+      }
+#pragma unroll
+      for (int j = 3; j >= 0; --j) {
+        const int step = 4 * four + j;
+        const float2 c = *reinterpret_cast<const float2*>(&m.C[step][2 * g]);
+        const bool stops = starts && (m.starts[step / 32] >> (step % 32) & 1);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float decay = exp2_of(d[i / 2][j] * A[i]);
+          q[i] = (stops ? 0.0f : decay) * fmaf(i % 2 ? c.y : c.x, out[i / 2][j], q[i]);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) sum[r] += d[r][j];
+      }
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (real[i]) local[(at_piece.number * a.width + first + here[i / 2]) * states + 2 * g + i % 2] = q[i];
+#pragma unroll
+  for (int r = 0; r < 2; ++r)  // no number: nothing passes
+    if (g == 0 && here[r] < there)
+      sums[at_piece.number * a.width + first + here[r]] = cut ? __int_as_float(0x7fffffff) : sum[r];
+}
+
+// In place: what each piece makes becomes what arrives at it.
+__global__ void __launch_bounds__(128)
+    selective_arrive(const __grid_constant__ Selective a, float* __restrict__ local, const float* __restrict__ sums) {
+  const int64_t i = int64_t(blockIdx.x) * 128 + threadIdx.x, each = a.width * a.states, pieces = pieces_of(a.length);
+  if (i >= a.batch * each) return;
+  const int64_t row = i / each, element = i % each, channel = element / a.states, n = element % a.states;
+  const float rate = read_any<float>(a.A, at(a.A, channel, n)) * kLog2e;
+  float q = has(a.d_final_state) ? read_any<float>(a.d_final_state, at(a.d_final_state, row, channel, n)) : 0.0f;
+  for (int64_t piece = row * pieces + pieces - 1; piece > row * pieces; --piece) {
+    const float made = local[piece * each + element], sum = sums[piece * a.width + channel];
+    local[piece * each + element] = q;
+    q = sum == sum ? fmaf(exp2_of(rate * sum), q, made) : made;
+  }
+  local[row * pieces * each + element] = q;
+}
+
+}  // namespace
+
+template <class S>
+int carry_back(const Selective& a, const Chunks& chunks, const Options& is, float* arriving, float* sums,
+               cudaStream_t stream) {
+  const int64_t parts = ceil_div(chunks.width, kWide);
+  const dim3 grid(unsigned(a.batch * pieces_of(a.length) * chunks.count * parts));
+  if (const int status = launch("selective_scan carry", selective_carry<S>, grid, kBackThreads, sizeof(Window), stream, a,
+                                Walk(a), chunks, is, arriving, sums))
+    return status;
+  return launch("selective_scan arrive", selective_arrive, dim3(unsigned(ceil_div(a.batch * a.width * a.states, 128))), 128,
+                0, stream, a, arriving, static_cast<const float*>(sums));
+}
+
+template int carry_back<float>(const Selective&, const Chunks&, const Options&, float*, float*, cudaStream_t);
+template int carry_back<f16>(const Selective&, const Chunks&, const Options&, float*, float*, cudaStream_t);
+template int carry_back<bf16>(const Selective&, const Chunks&, const Options&, float*, float*, cudaStream_t);
+
+}  // namespace nvsubq
