@@ -132,15 +132,18 @@ __device__ __forceinline__ void store_four(S* p, const Pack<S, 4>& x, int valid)
   }
 }
 
-// A row of a tensor [B, L, ...], from a channel or group on.
+// A row of a tensor [B, L, ...], from a channel or group on. Offsets within it are products of 32 bits.
 template <class S>
 struct Row {
-  S* data;
-  int32_t stride;
+  char* data;
+  uint32_t stride;  // in bytes
 
   __device__ __forceinline__ Row(const nvsubq_tensor& t, int64_t row, int64_t offset)
-      : data(static_cast<S*>(t.data) + row * t.stride[0] + offset), stride(int32_t(t.stride[1])) {}
-  __device__ __forceinline__ S* at(int32_t cell) const { return data + int64_t(cell) * stride; }
+      : data(static_cast<char*>(t.data) + (row * t.stride[0] + offset) * int64_t(sizeof(S))),
+        stride(uint32_t(t.stride[1] * int64_t(sizeof(S)))) {}
+  __device__ __forceinline__ S* at(int32_t cell) const {
+    return reinterpret_cast<S*>(data + uint64_t(uint32_t(cell)) * stride);
+  }
 };
 
 // Options of a call that are the same for all threads.
@@ -148,35 +151,43 @@ struct Options {
   bool soft, gated, whole;  // `whole`: four channels, and four states, lie on multiples of their size
 };
 
-// The cells of a ring of tiles of T steps, -1 where a cell is not there, and the steps that drop the state.
+// The cells of a tile of T steps, and which of them drop the state. A cell that is not there is -1 - another that is.
 template <int T>
 struct Cells {
-  int32_t cell[kRing][T];
-  uint32_t starts[kRing][T / 32];
+  int32_t cell[T];
+  uint32_t starts[T / 32];
 
-  __device__ __forceinline__ bool any_starts(int slot) const {
+  __device__ __forceinline__ bool any_starts() const {
     uint32_t any = 0;
 #pragma unroll
-    for (int i = 0; i < T / 32; ++i) any |= starts[slot][i];
+    for (int i = 0; i < T / 32; ++i) any |= starts[i];
     return any;
   }
 };
+__device__ __forceinline__ int32_t some_cell(int32_t cell) { return cell ^ (cell >> 31); }
 
-// One step's entry, read by a lane of the first T / 32 serving warps well before it is needed.
-struct Ahead {
-  int32_t cell;
-  bool starts;
+// One step's entries of the tables, which a thread asks for a tile before it puts them down.
+struct NextCell {
+  int64_t found = 0, step = -1;
+  int32_t number = 0, before = 0;
 
-  __device__ __forceinline__ void read(const Steps& steps, int64_t step) {
-    const bool there = step >= 0 && step < steps.count;
-    cell = there ? int32_t(steps.cell(step)) : -1;
-    starts = there && steps.starts(step);
+  __device__ __forceinline__ void ask(const Steps& steps, int64_t at_step) {
+    step = at_step;
+    const int64_t last = steps.count - 1, read = step < last ? step : last;
+    number = before = 0;
+    if (read < 0) return;
+    found = steps.index ? __ldg(steps.index + read * steps.index_stride) : read;
+    if (steps.segment && step > 0 && step <= last) {
+      number = __ldg(steps.segment + step * steps.segment_stride);
+      before = __ldg(steps.segment + (step - 1) * steps.segment_stride);
+    }
   }
   template <int T>
-  __device__ __forceinline__ void put(Cells<T>& cells, int slot, int thread) const {
-    cells.cell[slot][thread] = cell;
-    const uint32_t mask = __ballot_sync(~0u, starts);
-    if (thread % 32 == 0) cells.starts[slot][thread / 32] = mask;
+  __device__ __forceinline__ void put(const Steps& steps, Cells<T>& to, int thread) const {
+    const int64_t in_range = uint64_t(found) < uint64_t(steps.length) ? found : 0;
+    to.cell[thread] = step < steps.count ? int32_t(in_range) : int32_t(-1 - in_range);
+    const uint32_t mask = __ballot_sync(~0u, number != before);
+    if (thread % 32 == 0) to.starts[thread / 32] = mask;
   }
 };
 

@@ -8,9 +8,9 @@ constexpr int kEighths = kWindow / 8;
 
 struct Memory {
   Window window;
-  float entering[kEighths - 1][kWide][kMostFast];  // the states that enter each 8 steps but the first
-  float by_state[kWarps][3][8][32];                // of 4 steps: sums to be made over states
-  float by_channel[kWarps][kWindow / 2][32];       // d_B and d_C of half a window, from 8 channels
+  alignas(16) float entering[kEighths - 1][kWide][kMostFast];  // the states that enter each 8 steps but the first
+  alignas(16) float by_state[kWarps][3][8][32];                // of 4 steps: sums to be made over states
+  alignas(16) float by_channel[kWarps][kWindow / 2][32];       // d_B and d_C of half a window, from 8 channels
 };
 
 // sum += A B for A and B of 22 bits: see `multiply`.
@@ -48,7 +48,7 @@ struct Computing {
   template <bool STARTS>
   __device__ __forceinline__ float decay(float d, float rate, int step) const {
     const float x = exp2_of(d * rate);
-    return STARTS && (m.window.starts[step / 32] >> (step % 32) & 1) ? 0.0f : x;
+    return STARTS && (m.window.cells.starts[step / 32] >> (step % 32) & 1) ? 0.0f : x;
   }
 
   // The states that enter each 8 steps, from those that enter the window.
@@ -59,7 +59,7 @@ struct Computing {
     for (int e = 0; e < eighths - 1; ++e) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float d[2][4], w[2][4];
+        alignas(16) float d[2][4], w[2][4];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           read_four(m.window.d, here[r], 2 * e + half, d[r]);
@@ -96,7 +96,7 @@ struct Computing {
     __syncwarp();  // results will be put in their place
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float d[2][4], w[2][4];
+      alignas(16) float d[2][4], w[2][4];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         read_four(m.window.d, here[r], 2 * e + half, d[r]);
@@ -120,7 +120,7 @@ struct Computing {
     }
 #pragma unroll
     for (int half = 1; half >= 0; --half) {
-      float d[2][4], out[2][4], by_w[2][4], by_d[2][4];
+      alignas(16) float d[2][4], out[2][4], by_w[2][4], by_d[2][4];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         read_four(m.window.d, here[r], 2 * e + half, d[r]);
@@ -300,12 +300,13 @@ __global__ void __launch_bounds__(kBackThreads, 3)
       else if (has(a.d_final_state))
         computing.q[i] = read_any<float>(a.d_final_state, at(a.d_final_state, row, channel, n));
     }
-    NextCells next;
-    next.ask(steps, last * kWindow);
+    NextCell next;
+    const bool leads = threadIdx.x < kWindow;
+    if (leads && last >= 0) next.ask(steps, last * kWindow + threadIdx.x);
     for (int64_t window = last; window >= first_window; --window) {
       const int64_t begin = window * kWindow;
       const int in_window = int(end - begin < kWindow ? end - begin : kWindow), eighths = (in_window + 7) / 8;
-      next.put(steps, m.window);
+      if (leads) next.put(steps, m.window.cells, int(threadIdx.x));
       float entering[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -317,13 +318,13 @@ __global__ void __launch_bounds__(kBackThreads, 3)
           entering[i] = read_any<float>(a.initial_state, at(a.initial_state, row, first + computing.here[i / 2], 2 * computing.g + i % 2));
       }
       __syncthreads();
-      if (window > first_window) next.ask(steps, begin - kWindow);
+      if (leads && window > first_window) next.ask(steps, begin - kWindow + threadIdx.x);
       if (is.whole)
         layer.template lay<true, false>();
       else
         layer.template lay<false, false>();
       __syncthreads();
-      const bool starts = m.window.starts[0] | m.window.starts[1];
+      const bool starts = m.window.cells.any_starts();
       if (starts)
         computing.template ahead<true>(entering, eighths);
       else
@@ -345,7 +346,7 @@ __global__ void __launch_bounds__(kBackThreads, 3)
 #pragma unroll
           for (int w = 1; w < kWarps; ++w) sum += m.by_channel[w][k][where];
           if (!kExact<S>) sum *= kCut * kCut;
-          float* to = partials.of(v < 16 ? partials.B : partials.C, row, m.window.cell[half_begin + k], at_piece.chunk, n);
+          float* to = partials.of(v < 16 ? partials.B : partials.C, row, m.window.cells.cell[half_begin + k], at_piece.chunk, n);
           *to = adds ? *to + sum : sum;
         }
         __syncthreads();

@@ -24,14 +24,11 @@ inline __host__ __device__ int64_t pieces_of(int64_t length) {
 }
 
 // The inputs of a window, [channel][step] swizzled, and [step][state].
-struct Window {
+struct alignas(16) Window {
   float d[kWide][kWindow], w[kWide][kWindow], out[kWide][kWindow];
   float B[kWindow][kMostFast], C[kWindow][kMostFast];
-  int32_t cell[kWindow];  // -1 - (a cell that is there) where a cell is not
-  uint32_t starts[kWindow / 32];
+  Cells<kWindow> cells;
 };
-
-__device__ __forceinline__ int32_t some_cell(int32_t cell) { return cell < 0 ? -1 - cell : cell; }
 
 // What lays a window out, and knows a thread's four channels.
 template <class S>
@@ -62,7 +59,7 @@ struct Layer {
   }
   // Where step first_row + i kAtOnce of channel j lies.
   __device__ __forceinline__ int at(int j, int i) const { return place[j] ^ (i * kAtOnce); }
-  __device__ __forceinline__ int32_t cell(int i) const { return m.cell[first_row + i * kAtOnce]; }
+  __device__ __forceinline__ int32_t cell(int i) const { return m.cells.cell[first_row + i * kAtOnce]; }
   // The rows of d_y and z are those of channels that are there, but a cut row's cotangents must be 0.
   __device__ __forceinline__ bool counts(int j) const { return j < valid; }
 
@@ -89,7 +86,7 @@ struct Layer {
 #pragma unroll
     for (int i = 0; i < kWindow * 4 / kBackThreads; ++i) {
       const int k = threadIdx.x / 4 + i * (kBackThreads / 4), n = threadIdx.x % 4 * 4;
-      const int left = int(a.states) - n, read = some_cell(m.cell[k]);
+      const int left = int(a.states) - n, read = some_cell(m.cells.cell[k]);
       float b[4] = {0, 0, 0, 0}, c[4] = {0, 0, 0, 0};
       if (left > 0) {
         unpack(load_four<WHOLE>(C.at(read) + n, left), c);
@@ -98,33 +95,6 @@ struct Layer {
       *reinterpret_cast<float4*>(&m.C[k][n]) = *reinterpret_cast<float4*>(c);
       if constexpr (!CARRY) *reinterpret_cast<float4*>(&m.B[k][n]) = *reinterpret_cast<float4*>(b);
     }
-  }
-};
-
-// The cells of windows, read a window before they are needed by the first threads.
-struct NextCells {
-  int64_t found = 0;
-  int32_t number = 0, before = 0;
-  int64_t step = -1;
-
-  __device__ __forceinline__ void ask(const Steps& steps, int64_t begin) {
-    step = begin + threadIdx.x;
-    if (threadIdx.x >= kWindow || begin < 0) return;
-    const int64_t last = steps.count - 1, read = step < last ? step : last;
-    found = steps.index ? __ldg(steps.index + read * steps.index_stride) : read;
-    if (steps.segment && step > 0 && step <= last) {
-      number = __ldg(steps.segment + step * steps.segment_stride);
-      before = __ldg(steps.segment + (step - 1) * steps.segment_stride);
-    } else {
-      number = before = 0;
-    }
-  }
-  __device__ __forceinline__ void put(const Steps& steps, Window& m) const {
-    if (threadIdx.x >= kWindow) return;
-    const int64_t in_range = uint64_t(found) < uint64_t(steps.length) ? found : 0;
-    m.cell[threadIdx.x] = step < steps.count ? int32_t(in_range) : int32_t(-1 - in_range);
-    const uint32_t mask = __ballot_sync(~0u, number != before);
-    if (threadIdx.x % 32 == 0) m.starts[threadIdx.x / 32] = mask;
   }
 };
 

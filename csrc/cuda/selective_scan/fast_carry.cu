@@ -36,23 +36,24 @@ __global__ void __launch_bounds__(kBackThreads)
     real[i] = here[i / 2] < there && n < states;
     A[i] = real[i] ? read_any<float>(a.A, at(a.A, channel, n)) * kLog2e : 0.0f;
   }
-  NextCells next;
-  next.ask(steps, last * kWindow);
+  NextCell next;
+  const bool leads = threadIdx.x < kWindow;
+  if (leads && last >= 0) next.ask(steps, last * kWindow + threadIdx.x);
   for (int64_t window = last; window >= first_window; --window) {
     const int64_t begin = window * kWindow;
-    next.put(steps, m);
+    if (leads) next.put(steps, m.cells, int(threadIdx.x));
     __syncthreads();
-    if (window > first_window) next.ask(steps, begin - kWindow);
+    if (leads && window > first_window) next.ask(steps, begin - kWindow + threadIdx.x);
     if (is.whole)
       layer.template lay<true, true>();
     else
       layer.template lay<false, true>();
     __syncthreads();
-    const bool starts = m.starts[0] | m.starts[1];
+    const bool starts = m.cells.any_starts();
     cut |= starts;
 #pragma unroll 4
     for (int four = kWindow / 4 - 1; four >= 0; --four) {
-      float d[2][4], out[2][4];
+      alignas(16) float d[2][4], out[2][4];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         *reinterpret_cast<float4*>(d[r]) = *reinterpret_cast<const float4*>(&m.d[here[r]][swizzled(here[r], four)]);
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(kBackThreads)
       for (int j = 3; j >= 0; --j) {
         const int step = 4 * four + j;
         const float2 c = *reinterpret_cast<const float2*>(&m.C[step][2 * g]);
-        const bool stops = starts && (m.starts[step / 32] >> (step % 32) & 1);
+        const bool stops = starts && (m.cells.starts[step / 32] >> (step % 32) & 1);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float decay = exp2_of(d[i / 2][j] * A[i]);
@@ -88,13 +89,24 @@ __global__ void __launch_bounds__(128)
     selective_arrive(const __grid_constant__ Selective a, float* __restrict__ local, const float* __restrict__ sums) {
   const int64_t i = int64_t(blockIdx.x) * 128 + threadIdx.x, each = a.width * a.states, pieces = pieces_of(a.length);
   if (i >= a.batch * each) return;
-  const int64_t row = i / each, element = i % each, channel = element / a.states, n = element % a.states;
+  const int64_t row = i / each, element = i - row * each;
+  const int64_t channel = uint32_t(element) / uint32_t(a.states), n = element - channel * a.states;
   const float rate = read_any<float>(a.A, at(a.A, channel, n)) * kLog2e;
   float q = has(a.d_final_state) ? read_any<float>(a.d_final_state, at(a.d_final_state, row, channel, n)) : 0.0f;
-  for (int64_t piece = row * pieces + pieces - 1; piece > row * pieces; --piece) {
-    const float made = local[piece * each + element], sum = sums[piece * a.width + channel];
-    local[piece * each + element] = q;
-    q = sum == sum ? fmaf(exp2_of(rate * sum), q, made) : made;
+  constexpr int kBatch = 8;  // pieces that are read at once
+  for (int64_t top = pieces - 1; top > 0; top -= kBatch) {
+    float made[kBatch], sum[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int64_t piece = row * pieces + (top > i ? top - i : 0);
+      made[i] = local[piece * each + element], sum[i] = sums[piece * a.width + channel];
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (top - i <= 0) continue;
+      local[(row * pieces + top - i) * each + element] = q;
+      q = sum[i] == sum[i] ? fmaf(exp2_of(rate * sum[i]), q, made[i]) : made[i];
+    }
   }
   local[row * pieces * each + element] = q;
 }

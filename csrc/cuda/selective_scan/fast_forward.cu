@@ -7,81 +7,90 @@
 namespace nvsubq {
 namespace {
 
-constexpr int kComputing = 4;  // warps
-
-// A block: P states on each of Q lanes of a channel, SERVING warps that serve, tiles of T steps.
-template <int P, int Q, int SERVING, int T>
+// A block: P states on each of Q lanes of a channel, R channels to a lane, COMPUTING warps that compute and SERVING
+// that serve, tiles of T steps.
+template <int P, int Q, int R, int COMPUTING, int SERVING, int T>
 struct Shape {
-  static constexpr int channels = kComputing * 32 / Q, states = P * Q;
-  static constexpr int threads = (kComputing + SERVING) * 32, servers = SERVING * 32;
+  static constexpr int spread = 32 / Q, channels = COMPUTING * R * spread, states = P * Q;
+  static constexpr int threads = (COMPUTING + SERVING) * 32, servers = SERVING * 32;
 };
 
 template <int CHANNELS, int STATES, int T>
 struct Shared {
   float d[2][CHANNELS][T], w[2][CHANNELS][T], y[2][CHANNELS][T];
   float B[2][STATES * T], C[2][STATES * T];  // [step][state], or swizzled [state][step] with one on a lane
-  Cells<T> cells;
+  Cells<T> cells[kRing];
 };
 
-template <class S, int P, int Q, int SERVING, int T>
+template <class S, int P, int Q, int R, int COMPUTING, int SERVING, int T>
 struct Forward {
-  using Is = Shape<P, Q, SERVING, T>;
+  using Is = Shape<P, Q, R, COMPUTING, SERVING, T>;
   using Memory = Shared<Is::channels, Is::states, T>;
   static constexpr int kFours = Is::channels / 4;              // groups of four channels
   static constexpr int kRows = Is::servers / kFours;           // steps that are served at once
   static constexpr int kEach = (T + kRows - 1) / kRows;   // steps of one thread
   static constexpr int kStateFours = Is::states / 4 ? Is::states / 4 : 1;
-  static constexpr int kStateEach = (T * kStateFours + Is::servers - 1) / Is::servers;
+  static constexpr int kStateRows = Is::servers / kStateFours;   // steps whose B and C are served at once
+  static constexpr int kStateEach = (T + kStateRows - 1) / kStateRows;
 
   // A warp that computes: its lanes hold the states.
   struct Computing {
     Memory& m;
     const Selective& a;
-    int lane, channel_here, first_state;  // in the block; of the channel
-    int64_t row, channel;
-    bool there;
-    float A[P], h[P];
+    int lane, here[R], first_state;  // channels in the block
+    int64_t row, channel[R];
+    bool there[R];
+    float A[R][P], h[R][P];
 
     __device__ __forceinline__ Computing(Memory& memory, const Selective& args, int64_t at_row, int64_t first, int run)
-        : m(memory), a(args), row(at_row) {
-      const int warp = threadIdx.x / 32;
-      lane = threadIdx.x % 32;
-      channel_here = warp * (32 / Q) + lane / Q;
-      first_state = lane % Q * P;
-      there = channel_here < run;
-      channel = first + (there ? channel_here : 0);
+        : m(memory), a(args), lane(threadIdx.x % 32), first_state(lane % Q * P), row(at_row) {
 #pragma unroll
-      for (int p = 0; p < P; ++p) {
-        const int n = first_state + p;
-        const bool real = there && n < a.states;
-        A[p] = real ? read_any<float>(a.A, at(a.A, channel, n)) * kLog2e : 0.0f;
-        h[p] = real && has(a.initial_state) ? read_any<float>(a.initial_state, at(a.initial_state, row, channel, n)) : 0.0f;
+      for (int r = 0; r < R; ++r) {
+        here[r] = int(threadIdx.x / 32) * R * Is::spread + r * Is::spread + lane / Q;
+        there[r] = here[r] < run;
+        channel[r] = first + (there[r] ? here[r] : 0);
+#pragma unroll
+        for (int p = 0; p < P; ++p) {
+          const int n = first_state + p;
+          const bool real = there[r] && n < a.states;
+          A[r][p] = real ? read_any<float>(a.A, at(a.A, channel[r], n)) * kLog2e : 0.0f;
+          h[r][p] = 0;
+          if (real && has(a.initial_state)) h[r][p] = read_any<float>(a.initial_state, at(a.initial_state, row, channel[r], n));
+        }
       }
     }
 
     __device__ __forceinline__ void keep(int64_t border) const {
-      if (!there) return;
-      float* to = static_cast<float*>(a.saved) + ((row * borders(a.length) + border) * a.width + channel) * a.states;
 #pragma unroll
-      for (int p = 0; p < P; ++p)
-        if (first_state + p < a.states) to[first_state + p] = h[p];
+      for (int r = 0; r < R; ++r) {
+        if (!there[r]) continue;
+        float* to = static_cast<float*>(a.saved) + ((row * borders(a.length) + border) * a.width + channel[r]) * a.states;
+#pragma unroll
+        for (int p = 0; p < P; ++p)
+          if (first_state + p < a.states) to[first_state + p] = h[r][p];
+      }
     }
 
     template <bool STARTS>
     __device__ __forceinline__ void run(int buffer, int slot, int steps) {
-      const float *d_row = m.d[buffer][channel_here], *w_row = m.w[buffer][channel_here];
       const float *B = m.B[buffer], *C = m.C[buffer];
       const int g = lane / 4, t = lane % 4;
 #pragma unroll 1
       for (int sixteen = 0; sixteen < steps; sixteen += 16) {
-        const uint32_t starts = STARTS ? m.cells.starts[slot][sixteen / 32] >> (sixteen % 32) : 0;
-        float sum[4] = {0, 0, 0, 0};
+        const uint32_t starts = STARTS ? m.cells[slot].starts[sixteen / 32] >> (sixteen % 32) : 0;
+        float sum[R][4];
+#pragma unroll
+        for (int i = 0; i < 4 * R; ++i) sum[i / 4][i % 4] = 0;
 #pragma unroll(P > 4 ? 1 : 4)
         for (int four = 0; four < 4; ++four) {
           const int k = sixteen / 4 + four;
-          float ds[4], ws[4], y[4], b[4], c[4];
-          *reinterpret_cast<float4*>(ds) = *reinterpret_cast<const float4*>(d_row + swizzled(channel_here, k));
-          *reinterpret_cast<float4*>(ws) = *reinterpret_cast<const float4*>(w_row + swizzled(channel_here, k));
+          alignas(16) float ds[R][4], ws[R][4], y[R][4], b[4], c[4];
+#pragma unroll
+          for (int r = 0; r < R; ++r) {
+            const int at = swizzled(here[r], k);
+            *reinterpret_cast<float4*>(ds[r]) = *reinterpret_cast<const float4*>(&m.d[buffer][here[r]][at]);
+            *reinterpret_cast<float4*>(ws[r]) = *reinterpret_cast<const float4*>(&m.w[buffer][here[r]][at]);
+          }
           if constexpr (P == 1) {
             const int at = first_state * T + swizzled(first_state, k);
             *reinterpret_cast<float4*>(b) = *reinterpret_cast<const float4*>(B + at);
@@ -89,7 +98,7 @@ struct Forward {
           }
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            float bs[P], cs[P];
+            alignas(16) float bs[P], cs[P];
             if constexpr (P == 1) {
               bs[0] = b[j], cs[0] = c[j];
             } else {
@@ -101,38 +110,44 @@ struct Forward {
                 *reinterpret_cast<Pack<float, V>*>(cs + p) = load_pack<float, V>(C + at + p);
               }
             }
-            float out = 0;
 #pragma unroll
-            for (int p = 0; p < P; ++p) {
-              float decay = exp2_of(ds[j] * A[p]);
-              if (STARTS && starts >> (4 * four + j) & 1) decay = 0;
-              h[p] = fmaf(decay, h[p], bs[p] * ws[j]);
-              out = p ? fmaf(cs[p], h[p], out) : cs[p] * h[p];
+            for (int r = 0; r < R; ++r) {
+              float out = 0;
+#pragma unroll
+              for (int p = 0; p < P; ++p) {
+                float decay = exp2_of(ds[r][j] * A[r][p]);
+                if (STARTS && starts >> (4 * four + j) & 1) decay = 0;
+                h[r][p] = fmaf(decay, h[r][p], bs[p] * ws[r][j]);
+                out = p ? fmaf(cs[p], h[r][p], out) : cs[p] * h[r][p];
+              }
+              y[r][j] = out;
             }
-            y[j] = out;
           }
-          add_quads<kExact<S>>(sum, y, four, g);
+#pragma unroll
+          for (int r = 0; r < R; ++r) add_quads<kExact<S>>(sum[r], y[r], four, g);
         }
-        float* y_row = m.y[buffer][channel_here];
-        if constexpr (Q == 4) {
-          *reinterpret_cast<float4*>(y_row + swizzled(channel_here, sixteen / 4 + t)) =
-              make_float4(sum[0], sum[1], sum[2], sum[3]);
-        } else {  // four quads of a channel: each is left with one step of its four
-          const bool one = lane & 4, two = lane & 8;
-          const float even = (two ? sum[2] : sum[0]) + __shfl_xor_sync(~0u, two ? sum[0] : sum[2], 8);
-          const float odd = (two ? sum[3] : sum[1]) + __shfl_xor_sync(~0u, two ? sum[1] : sum[3], 8);
-          const float all = (one ? odd : even) + __shfl_xor_sync(~0u, one ? even : odd, 4);
-          y_row[swizzled(channel_here, sixteen / 4 + t) + 2 * two + one] = all;
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          float* to = m.y[buffer][here[r]] + swizzled(here[r], sixteen / 4 + t);
+          if constexpr (Q == 4) {
+            *reinterpret_cast<float4*>(to) = make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+          } else {  // four quads of a channel: each is left with one step of its four
+            const bool one = lane & 4, two = lane & 8;
+            const float even = (two ? sum[r][2] : sum[r][0]) + __shfl_xor_sync(~0u, two ? sum[r][0] : sum[r][2], 8);
+            const float odd = (two ? sum[r][3] : sum[r][1]) + __shfl_xor_sync(~0u, two ? sum[r][1] : sum[r][3], 8);
+            to[2 * two + one] = (one ? odd : even) + __shfl_xor_sync(~0u, one ? even : odd, 4);
+          }
         }
       }
     }
 
     __device__ __forceinline__ void finish() const {
-      if (!there || !has(a.final_state)) return;
+      if (!has(a.final_state)) return;
 #pragma unroll
-      for (int p = 0; p < P; ++p)
-        if (first_state + p < a.states)
-          write_any<float>(a.final_state, at(a.final_state, row, channel, first_state + p), h[p]);
+      for (int i = 0; i < R * P; ++i) {
+        const int r = i / P, n = first_state + i % P;
+        if (there[r] && n < a.states) write_any<float>(a.final_state, at(a.final_state, row, channel[r], n), h[r][i % P]);
+      }
     }
   };
 
@@ -143,21 +158,27 @@ struct Forward {
     const Selective& a;
     const Options& is;
     int thread, four, first_row, valid, place[4];  // place: of the four channels at `first_row`, swizzled
+    int n, state_row, states_left;                 // four states, from n on
+    Pack<S, 4> Bs[kStateEach], Cs[kStateEach];
     Row<const S> u, delta, z, B, C;
     Row<S> y;
     float bias[4], skip[4];
-    Pack<S, 4> us[kEach], deltas[kEach], Bs[kStateEach], Cs[kStateEach];
+    Pack<S, 4> us[kEach], deltas[kEach];
     Pack<S, 4> us_again[kEach], zs[kEach];  // of the tile that is written next
 
     __device__ __forceinline__ Serving(Memory& memory, const Selective& args, const Options& options, int64_t row,
                                        int64_t first, int run, int64_t group)
-        : m(memory), a(args), is(options), thread(int(threadIdx.x) - kComputing * 32), four(thread % kFours),
-          first_row(thread / kFours), valid(run - 4 * four), u(args.u, row, first + (valid > 0 ? 4 * four : 0)),
+        : m(memory), a(args), is(options), thread(int(threadIdx.x) - COMPUTING * 32), four(thread % kFours),
+          first_row(thread / kFours), valid(run - 4 * four), n(thread % kStateFours * 4),
+          state_row(thread / kStateFours), states_left(int(args.states) - n), u(args.u, row, first + (valid > 0 ? 4 * four : 0)),
           delta(args.delta, row, first + (valid > 0 ? 4 * four : 0)),
           z(options.gated ? args.z : args.u, row, first + (valid > 0 ? 4 * four : 0)),
-          B(args.B, row, group * args.B.stride[2]), C(args.C, row, group * args.C.stride[2]),
-          y(args.y, row, first + (valid > 0 ? 4 * four : 0)) {
+          B(args.B, row, group * args.B.stride[2] + (states_left > 0 ? n : 0)),
+          C(args.C, row, group * args.C.stride[2] + (states_left > 0 ? n : 0)), y(args.y, row, first + (valid > 0 ? 4 * four : 0)) {
       valid = valid < 0 ? 0 : valid > 4 ? 4 : valid;
+      const float zeros[4] = {0, 0, 0, 0};
+#pragma unroll
+      for (int i = 0; i < kStateEach; ++i) Bs[i] = Cs[i] = pack<S>(zeros);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int64_t channel = first + 4 * four + j;
@@ -168,23 +189,24 @@ struct Forward {
     }
     // Step first_row + i kRows: the rows are a power of two, a multiple of 4, so that the swizzle is a xor.
     __device__ __forceinline__ int at(int j, int i) const { return place[j] ^ (i * kRows); }
-    __device__ __forceinline__ int32_t cell(int slot, int i) const { return m.cells.cell[slot][first_row + i * kRows]; }
+    __device__ __forceinline__ int32_t cell(int slot, int i) const { return m.cells[slot].cell[first_row + i * kRows]; }
 
-    // Cells that are not there are read as cell 0.
+    // In place of a cell that is not there another is read, and has no weight.
     __device__ __forceinline__ void load(int slot) {
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
-        const int32_t here = max(cell(slot, i), 0);
-        us[i] = load_four<WHOLE>(u.at(here), valid);
-        deltas[i] = load_four<WHOLE>(delta.at(here), valid);
+        const int32_t from = some_cell(cell(slot, i));
+        us[i] = load_four<WHOLE>(u.at(from), valid);
+        deltas[i] = load_four<WHOLE>(delta.at(from), valid);
       }
+      if (states_left <= 0) return;
 #pragma unroll
       for (int i = 0; i < kStateEach; ++i) {
-        const int at = thread + i * Is::servers, t = at / kStateFours, n = at % kStateFours * 4;
-        if (t >= T || n >= a.states) continue;
-        const int32_t here = max(m.cells.cell[slot][t], 0);
-        Bs[i] = load_four<WHOLE>(B.at(here) + n, int(a.states) - n);
-        Cs[i] = load_four<WHOLE>(C.at(here) + n, int(a.states) - n);
+        const int t = state_row + i * kStateRows;
+        if (kStateRows > T && t >= T) continue;
+        const int32_t from = some_cell(m.cells[slot].cell[t]);
+        Bs[i] = load_four<WHOLE>(B.at(from), states_left);
+        Cs[i] = load_four<WHOLE>(C.at(from), states_left);
       }
     }
 
@@ -205,13 +227,10 @@ struct Forward {
       }
 #pragma unroll
       for (int i = 0; i < kStateEach; ++i) {
-        const int at = thread + i * Is::servers, t = at / kStateFours, n = at % kStateFours * 4;
-        if (t >= T) continue;
-        const bool there = m.cells.cell[slot][t] >= 0 && n < a.states;
-        float b[4], c[4];
+        const int t = state_row + i * kStateRows;
+        if (kStateRows > T && t >= T) continue;
+        alignas(16) float b[4], c[4];
         unpack(Bs[i], b), unpack(Cs[i], c);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) b[j] = there ? b[j] : 0.0f, c[j] = there ? c[j] : 0.0f;
         if constexpr (P == 1) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
@@ -229,9 +248,9 @@ struct Forward {
     __device__ __forceinline__ void ask(int slot) {
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
-        const int32_t here = max(cell(slot, i), 0);
-        us_again[i] = load_four<WHOLE>(u.at(here), valid);
-        zs[i] = load_four<WHOLE>(z.at(here), valid);
+        const int32_t from = some_cell(cell(slot, i));
+        us_again[i] = load_four<WHOLE>(u.at(from), valid);
+        zs[i] = load_four<WHOLE>(z.at(from), valid);
       }
     }
     __device__ __forceinline__ void emit(int slot, int buffer) const {
@@ -259,36 +278,36 @@ struct Forward {
 
     // While tile i is computed, tile i + 1 is laid out and tile i - 1 written.
     __device__ __forceinline__ void run(const Steps& steps, int tiles) {
-      Ahead ahead;
+      NextCell next;
       const bool leads = thread < T;
       for (int i = 0; i < 3 && leads; ++i) {
-        ahead.read(steps, i * T + thread);
-        if (i < 2) ahead.put(m.cells, i, thread);
+        next.ask(steps, i * T + thread);
+        if (i < 2) next.put(steps, m.cells[i], thread);
       }
       __syncthreads();
       if (tiles) load(0);
+#pragma unroll 1
       for (int i = -1; i <= tiles; ++i) {
-        if (leads) {
-          ahead.put(m.cells, (i + 3) % kRing, thread);
-          ahead.read(steps, int64_t(i + 4) * T + thread);
-        }
-        if (i + 1 < tiles) stage((i + 1) % kRing, (i + 1) & 1);
-        if (i + 2 < tiles) load((i + 2) % kRing);
-        if (i > 0) emit((i - 1) % kRing, (i - 1) & 1);
-        if (i >= 0 && i < tiles) ask(i % kRing);
+        const int slot = (i + kRing) & (kRing - 1), buffer = i & 1;
+        if (leads) next.put(steps, m.cells[(slot + 3) & (kRing - 1)], thread);
+        if (i + 1 < tiles) stage((slot + 1) & (kRing - 1), buffer ^ 1);
+        if (i + 2 < tiles) load((slot + 2) & (kRing - 1));
+        if (leads) next.ask(steps, int64_t(i + 4) * T + thread);
+        if (i > 0) emit((slot - 1) & (kRing - 1), buffer ^ 1);
+        if (i >= 0 && i < tiles) ask(slot);
         __syncthreads();
       }
       clear(steps);
     }
   };
-  static_assert(kRows % 4 == 0 && kRows <= T && (kRows & (kRows - 1)) == 0 && Is::servers >= T);
+  static_assert(kRows % 4 == 0 && kRows <= T && T % kRows == 0 && (kRows & (kRows - 1)) == 0 && Is::servers >= T);
 };
 
-template <class S, int P, int Q, int SERVING, int T, int BLOCKS>
-__global__ void __launch_bounds__(Shape<P, Q, SERVING, T>::threads, BLOCKS)
+template <class S, int P, int Q, int R, int COMPUTING, int SERVING, int T, int BLOCKS>
+__global__ void __launch_bounds__(Shape<P, Q, R, COMPUTING, SERVING, T>::threads, BLOCKS)
     selective_fast_forward(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                            const __grid_constant__ Options is) {
-  using F = Forward<S, P, Q, SERVING, T>;
+  using F = Forward<S, P, Q, R, COMPUTING, SERVING, T>;
   extern __shared__ __align__(16) char memory[];
   auto& m = *reinterpret_cast<typename F::Memory*>(memory);
   constexpr int channels = F::Is::channels;
@@ -300,7 +319,7 @@ __global__ void __launch_bounds__(Shape<P, Q, SERVING, T>::threads, BLOCKS)
   const Steps steps = walk.steps(row, group * a.blocks / a.groups);
   const int tiles = int((steps.count + T - 1) / T);
 
-  if (threadIdx.x >= kComputing * 32) {
+  if (threadIdx.x >= COMPUTING * 32) {
     if (is.whole)
       typename F::template Serving<true>(m, a, is, row, first, run - within, group).run(steps, tiles);
     else
@@ -312,9 +331,9 @@ __global__ void __launch_bounds__(Shape<P, Q, SERVING, T>::threads, BLOCKS)
   for (int i = -1; i <= tiles; ++i) {
     if (i >= 0 && i < tiles) {
       const int64_t begin = int64_t(i) * T, left = steps.count - begin;
-      const int here = int(left < T ? left : T), slot = i % kRing;
+      const int here = int(left < T ? left : T), slot = i & (kRing - 1);
       if (a.saved && i && begin % kBorder == 0) computing.keep(begin / kBorder - 1);
-      if (m.cells.any_starts(slot))
+      if (m.cells[slot].any_starts())
         computing.template run<true>(i & 1, slot, here);
       else
         computing.template run<false>(i & 1, slot, here);
@@ -324,43 +343,44 @@ __global__ void __launch_bounds__(Shape<P, Q, SERVING, T>::threads, BLOCKS)
   computing.finish();
 }
 
-template <class S, int P, int Q, int SERVING, int T, int BLOCKS>
+template <class S, int P, int Q, int R, int COMPUTING, int SERVING, int T, int BLOCKS>
 int run(const Selective& a, cudaStream_t stream) {
-  using Is = Shape<P, Q, SERVING, T>;
+  using Is = Shape<P, Q, R, COMPUTING, SERVING, T>;
   Options is;
   is.soft = a.flags & NVSUBQ_SOFTPLUS, is.gated = present(a.z);
   is.whole = a.width / a.groups % 4 == 0 && a.states % 4 == 0;
   for (const nvsubq_tensor* t : {&a.u, &a.delta, &a.z, &a.y, &a.B, &a.C}) is.whole = is.whole && packs_fit(*t, 4);
   is.whole = is.whole && a.B.stride[2] % 4 == 0 && a.C.stride[2] % 4 == 0;
   const dim3 grid(unsigned(a.batch * a.groups * ceil_div(a.width / a.groups, Is::channels)));
-  return launch("selective_scan", selective_fast_forward<S, P, Q, SERVING, T, BLOCKS>, grid, Is::threads,
-                sizeof(typename Forward<S, P, Q, SERVING, T>::Memory), stream, a, Walk(a), is);
+  return launch("selective_scan", selective_fast_forward<S, P, Q, R, COMPUTING, SERVING, T, BLOCKS>, grid, Is::threads,
+                sizeof(typename Forward<S, P, Q, R, COMPUTING, SERVING, T>::Memory), stream, a, Walk(a), is);
 }
 
 template <class S>
 int for_states(const Selective& a, cudaStream_t stream) {
-  if (a.states <= 4) return run<S, 1, 4, 4, 32, 2>(a, stream);
+  if (a.states <= 4) return run<S, 1, 4, 1, 4, 4, 32, 2>(a, stream);
   if (a.states <= 16) {
 #ifdef NVSUBQ_TUNE
     if constexpr (std::is_same_v<S, bf16>) {
       switch (getenv("VAR") ? atoi(getenv("VAR")) : -1) {
-        case 0: return run<S, 4, 4, 4, 32, 3>(a, stream);
-        case 1: return run<S, 4, 4, 4, 32, 4>(a, stream);
-        case 2: return run<S, 4, 4, 4, 64, 3>(a, stream);
-        case 3: return run<S, 4, 4, 8, 64, 2>(a, stream);
-        case 4: return run<S, 1, 16, 4, 64, 2>(a, stream);
-        case 5: return run<S, 1, 16, 4, 64, 3>(a, stream);
-        case 6: return run<S, 1, 16, 2, 64, 2>(a, stream);
-        case 7: return run<S, 4, 4, 8, 32, 2>(a, stream);
-        case 8: return run<S, 4, 4, 2, 32, 4>(a, stream);
+        case 0: return run<S, 4, 4, 1, 4, 4, 32, 3>(a, stream);
+        case 1: return run<S, 4, 4, 1, 4, 4, 32, 4>(a, stream);
+        case 2: return run<S, 4, 4, 1, 4, 8, 64, 2>(a, stream);
+        case 3: return run<S, 4, 4, 2, 2, 4, 32, 3>(a, stream);
+        case 4: return run<S, 4, 4, 2, 2, 4, 32, 4>(a, stream);
+        case 5: return run<S, 4, 4, 2, 2, 8, 64, 3>(a, stream);
+        case 6: return run<S, 1, 16, 1, 4, 4, 64, 2>(a, stream);
+        case 7: return run<S, 1, 16, 1, 4, 4, 64, 3>(a, stream);
+        case 8: return run<S, 1, 16, 1, 4, 8, 128, 2>(a, stream);
+        case 9: return run<S, 1, 16, 1, 4, 2, 32, 2>(a, stream);
       }
     }
 #endif
     // A long walk over few channels: one state on a lane, so that there is work for more of them.
-    if (a.states > 8 && a.length > 16 * a.width) return run<S, 1, 16, 4, 64, 2>(a, stream);
-    return run<S, 4, 4, 4, 32, 3>(a, stream);
+    if (a.states > 8 && a.length > 16 * a.width) return run<S, 1, 16, 1, 4, 4, 64, 2>(a, stream);
+    return run<S, 4, 4, 1, 4, 4, 32, 3>(a, stream);
   }
-  return run<S, 16, 4, 4, 32, 1>(a, stream);
+  return run<S, 16, 4, 1, 4, 4, 32, 1>(a, stream);
 }
 
 }  // namespace
@@ -380,7 +400,7 @@ bool is_fast(const Selective& a) {
   if (a.states < 1 || a.states > 64 || a.length >= most || !a.width) return false;
   for (const nvsubq_tensor* t : {&a.u, &a.delta, &a.B, &a.C, &a.z, &a.y, &a.d_y, &a.d_u, &a.d_delta, &a.d_z}) {
     if (!present(*t)) continue;
-    if (t->dtype != a.u.dtype || t->stride[1] >= most || t->stride[1] <= -most) return false;
+    if (t->dtype != a.u.dtype || t->stride[1] < 0 || t->stride[1] * item_bytes(*t) >= 2 * most) return false;
   }
   return true;
 }
