@@ -28,7 +28,12 @@ constexpr bool kExact = !std::is_same_v<S, bf16>;
 
 __device__ __forceinline__ float exp2_of(float x) {
   float y;
-  // Volatile, so that no branch is made around it where an option selects its result.
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// The same, always evaluated: no branch is made around it where an option selects its result.
+__device__ __forceinline__ float exp2_always(float x) {
+  float y;
   asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
@@ -46,9 +51,9 @@ __device__ __forceinline__ float log1p_of(float e) {
   return e * fmaf(sum, e, 0.999999821f);
 }
 __device__ __forceinline__ float fast_softplus(float x) {
-  return fmaxf(x, 0.0f) + log1p_of(exp2_of(-fabsf(x) * kLog2e));
+  return fmaxf(x, 0.0f) + log1p_of(exp2_always(-fabsf(x) * kLog2e));
 }
-__device__ __forceinline__ float fast_sigmoid(float x) { return reciprocal(1.0f + exp2_of(-x * kLog2e)); }
+__device__ __forceinline__ float fast_sigmoid(float x) { return reciprocal(1.0f + exp2_always(-x * kLog2e)); }
 
 // sum += A (16 x 8) times B (8 x 8), of which a lane has A[g][t], A[g + 8][t], A[g][t + 4], A[g + 8][t + 4], and
 // B[t][g], B[t + 4][g], with g = lane / 4, t = lane % 4; of the sum [g][2t], [g][2t + 1], [g + 8][2t], [g + 8][2t + 1].

@@ -193,7 +193,6 @@ template <class S>
 struct Writer {
   const Layer<S>& from;
   Row<S> d_u, d_delta, d_z;
-  float d_skip[4] = {0, 0, 0, 0}, d_bias[4] = {0, 0, 0, 0};
 
   __device__ __forceinline__ Writer(const Layer<S>& layer, const Selective& a, int64_t row, int64_t first)
       : from(layer), d_u(a.d_u, row, first + (layer.valid ? 4 * layer.four : 0)),
@@ -201,10 +200,11 @@ struct Writer {
         d_z(layer.is.gated ? a.d_z : a.d_u, row, first + (layer.valid ? 4 * layer.four : 0)) {}
 
   template <bool WHOLE>
-  __device__ __forceinline__ void write() {
+  __device__ __forceinline__ void write(int steps, float (&d_skip)[4], float (&d_bias)[4]) const {
     const Window& m = from.m;
 #pragma unroll 2
     for (int i = 0; i < kRounds; ++i) {
+      if (i * kAtOnce >= steps) break;
       const int32_t here = from.cell(i), read = some_cell(here);
       const auto u_pack = load_four<WHOLE>(from.u.at(read), from.valid), z_pack = load_four<WHOLE>(from.z.at(read), from.valid);
       const auto delta_pack = load_four<WHOLE>(from.delta.at(read), from.valid);
@@ -240,27 +240,28 @@ struct Writer {
     store_four<WHOLE>(d_delta.at(cell), pack<S>(zeros), from.valid);
     if (from.is.gated) store_four<WHOLE>(d_z.at(cell), pack<S>(zeros), from.valid);
   }
-  // Sums over the threads that have the same channels.
-  __device__ __forceinline__ void finish(float* scratch, const Partials<float>& partials, int64_t piece, int64_t first) {
-    __syncthreads();
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      scratch[from.first_row * kWide + 4 * from.four + j] = d_skip[j];
-      scratch[(kAtOnce + from.first_row) * kWide + 4 * from.four + j] = d_bias[j];
-    }
-    __syncthreads();
-    const int channel = threadIdx.x % kWide, which = threadIdx.x / kWide;
-    // This thread's own four channels tell nothing of `channel`: the last of a block may not be there.
-    float* to = which == 0 ? partials.D : which == 1 ? partials.bias : nullptr;
-    if (to && first + channel < limit) {
-      float sum = 0;
-      for (int i = 0; i < kAtOnce; ++i) sum += scratch[(which * kAtOnce + i) * kWide + channel];
-      to[piece * partials.width + first + channel] = sum;
-    }
-    __syncthreads();
-  }
-  int64_t limit = 0;  // of the channels of the chunk
 };
+
+// Sums of d_D and d_bias over the threads that have the same channels.
+__device__ __forceinline__ void add_threads(float* scratch, const float (&d_skip)[4], const float (&d_bias)[4],
+                                            const Partials<float>& partials, int64_t piece, int64_t first, int there) {
+  const int four = threadIdx.x % (kWide / 4), first_row = threadIdx.x / (kWide / 4);
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    scratch[first_row * kWide + 4 * four + j] = d_skip[j];
+    scratch[(kAtOnce + first_row) * kWide + 4 * four + j] = d_bias[j];
+  }
+  __syncthreads();
+  const int channel = threadIdx.x % kWide, which = threadIdx.x / kWide;
+  float* to = which == 0 ? partials.D : which == 1 ? partials.bias : nullptr;
+  if (to && channel < there) {
+    float sum = 0;
+    for (int i = 0; i < kAtOnce; ++i) sum += scratch[(which * kAtOnce + i) * kWide + channel];
+    to[piece * partials.width + first + channel] = sum;
+  }
+  __syncthreads();
+}
 
 template <class S>
 __global__ void __launch_bounds__(kBackThreads, 3)
@@ -281,22 +282,20 @@ __global__ void __launch_bounds__(kBackThreads, 3)
   for (int64_t first = chunk_begin; first < chunk_end; first += kWide) {
     const bool adds = first != chunk_begin;
     const int there = int(chunk_end - first < kWide ? chunk_end - first : kWide);
-    const Layer<S> layer(a, is, m.window, row, first, there, at_piece.group);
-    Writer<S> writer(layer, a, row, first);
-    writer.limit = chunk_end;
     Computing<S> computing(m);
-    int64_t element[4];  // of [D, N]
-    bool real[4];
+    float d_skip[4] = {0, 0, 0, 0}, d_bias[4] = {0, 0, 0, 0};
+    const auto is_real = [&](int i) { return computing.here[i / 2] < there && 2 * computing.g + i % 2 < states; };
+    const auto element = [&](int i) {  // of [D, N]
+      return (hidden(first) + computing.here[i / 2]) * states + 2 * computing.g + i % 2;
+    };
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t channel = first + computing.here[i / 2], n = 2 * computing.g + i % 2;
-      real[i] = computing.here[i / 2] < there && n < states;
-      element[i] = channel * states + n;
-      computing.A[i] = real[i] ? read_any<float>(a.A, at(a.A, channel, n)) * kLog2e : 0.0f;
+      computing.A[i] = is_real(i) ? read_any<float>(a.A, at(a.A, channel, n)) * kLog2e : 0.0f;
       computing.d_A[i] = computing.q[i] = 0;
-      if (!real[i]) continue;
+      if (!is_real(i)) continue;
       if (carried)
-        computing.q[i] = partials.A.sums[at_piece.number * a.width * states + element[i]];
+        computing.q[i] = partials.A.sums[at_piece.number * a.width * states + element(i)];
       else if (has(a.d_final_state))
         computing.q[i] = read_any<float>(a.d_final_state, at(a.d_final_state, row, channel, n));
     }
@@ -311,18 +310,21 @@ __global__ void __launch_bounds__(kBackThreads, 3)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         entering[i] = 0;
-        if (!real[i]) continue;
+        if (!is_real(i)) continue;
         if (window)
-          entering[i] = static_cast<const float*>(a.saved)[(row * borders(a.length) + window - 1) * a.width * states + element[i]];
+          entering[i] = static_cast<const float*>(a.saved)[(row * borders(a.length) + window - 1) * a.width * states + element(i)];
         else if (has(a.initial_state))
           entering[i] = read_any<float>(a.initial_state, at(a.initial_state, row, first + computing.here[i / 2], 2 * computing.g + i % 2));
       }
       __syncthreads();
       if (leads && window > first_window) next.ask(steps, begin - kWindow + threadIdx.x);
-      if (is.whole)
-        layer.template lay<true, false>();
-      else
-        layer.template lay<false, false>();
+      {
+        const Layer<S> layer(a, is, m.window, row, hidden(first), there, at_piece.group);
+        if (is.whole)
+          layer.template lay<true, false>(in_window);
+        else
+          layer.template lay<false, false>(in_window);
+      }
       __syncthreads();
       const bool starts = m.window.cells.any_starts();
       if (starts)
@@ -351,22 +353,27 @@ __global__ void __launch_bounds__(kBackThreads, 3)
         }
         __syncthreads();
       }
+      const Layer<S> layer(a, is, m.window, row, hidden(first), there, at_piece.group);
+      const Writer<S> writer(layer, a, row, hidden(first));
       if (is.whole)
-        writer.template write<true>();
+        writer.template write<true>(in_window, d_skip, d_bias);
       else
-        writer.template write<false>();
+        writer.template write<false>(in_window, d_skip, d_bias);
       __syncthreads();
     }
 
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (!real[i]) continue;
-      partials.A.sums[at_piece.number * a.width * states + element[i]] = computing.d_A[i];
+      if (!is_real(i)) continue;
+      partials.A.sums[at_piece.number * a.width * states + element(i)] = computing.d_A[i];
       const int64_t channel = first + computing.here[i / 2], n = 2 * computing.g + i % 2;
       if (has(a.d_initial_state) && at_piece.piece == 0)
         write_any<float>(a.d_initial_state, at(a.d_initial_state, row, channel, n), computing.q[i]);
     }
-    writer.finish(&m.by_channel[0][0][0], partials, at_piece.number, first);
+    add_threads(&m.by_channel[0][0][0], d_skip, d_bias, partials, at_piece.number, first, there);
+    if (steps.count >= at_piece.end) continue;
+    const Layer<S> layer(a, is, m.window, row, first, there, at_piece.group);
+    const Writer<S> writer(layer, a, row, first);
     for (int64_t k = (steps.count > at_piece.begin ? steps.count : at_piece.begin) + layer.first_row; k < at_piece.end; k += kAtOnce)
       writer.template clear<false>(int32_t(steps.cell(k)));
   }

@@ -65,9 +65,10 @@ struct Layer {
 
   // CARRY: what the walk of cotangents needs, no more.
   template <bool WHOLE, bool CARRY>
-  __device__ __forceinline__ void lay() const {
+  __device__ __forceinline__ void lay(int steps) const {
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) {
+      if (i * kAtOnce >= steps) break;
       const int32_t here = cell(i), read = some_cell(here);
       const auto delta_pack = load_four<WHOLE>(delta.at(read), valid), z_pack = load_four<WHOLE>(z.at(read), valid);
       const auto d_y_pack = load_four<WHOLE>(d_y.at(read), valid);
@@ -86,6 +87,7 @@ struct Layer {
 #pragma unroll
     for (int i = 0; i < kWindow * 4 / kBackThreads; ++i) {
       const int k = threadIdx.x / 4 + i * (kBackThreads / 4), n = threadIdx.x % 4 * 4;
+      if (i * (kBackThreads / 4) >= steps) break;
       const int left = int(a.states) - n, read = some_cell(m.cells.cell[k]);
       float b[4] = {0, 0, 0, 0}, c[4] = {0, 0, 0, 0};
       if (left > 0) {
@@ -118,6 +120,12 @@ inline Options options_of(const Selective& a) {
   for (const nvsubq_tensor* t : {&a.u, &a.delta, &a.z, &a.y, &a.B, &a.C, &a.d_y, &a.d_u, &a.d_delta, &a.d_z})
     is.whole = is.whole && packs_fit(*t, 4);
   return is;
+}
+
+// A number that the compiler knows nothing of, so that what depends on it is made anew and takes no registers before.
+__device__ __forceinline__ int64_t hidden(int64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
 }
 
 // Puts the cotangents of the states that enter each piece from behind, [pieces][D][N], where there are several.

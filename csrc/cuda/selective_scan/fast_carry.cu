@@ -6,6 +6,35 @@
 namespace nvsubq {
 namespace {
 
+// The cotangents q of a window's states, from behind, and the sums of delta.
+template <bool STARTS>
+__device__ __forceinline__ void walk_back(const Window& m, const int (&here)[2], int g, int fours, const float (&A)[4],
+                                          float (&q)[4], float (&sum)[2]) {
+#pragma unroll 4
+  for (int four = fours - 1; four >= 0; --four) {
+    alignas(16) float d[2][4], out[2][4];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int at = swizzled(here[r], four);
+      *reinterpret_cast<float4*>(d[r]) = *reinterpret_cast<const float4*>(&m.d[here[r]][at]);
+      *reinterpret_cast<float4*>(out[r]) = *reinterpret_cast<const float4*>(&m.out[here[r]][at]);
+    }
+#pragma unroll
+    for (int j = 3; j >= 0; --j) {
+      const int step = 4 * four + j;
+      const float2 c = *reinterpret_cast<const float2*>(&m.C[step][2 * g]);
+      const bool stops = STARTS && (m.cells.starts[step / 32] >> (step % 32) & 1);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float decay = exp2_of(d[i / 2][j] * A[i]);
+        q[i] = (stops ? 0.0f : decay) * fmaf(i % 2 ? c.y : c.x, out[i / 2][j], q[i]);
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) sum[r] += d[r][j];
+    }
+  }
+}
+
 template <class S>
 __global__ void __launch_bounds__(kBackThreads)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
@@ -41,38 +70,22 @@ __global__ void __launch_bounds__(kBackThreads)
   if (leads && last >= 0) next.ask(steps, last * kWindow + threadIdx.x);
   for (int64_t window = last; window >= first_window; --window) {
     const int64_t begin = window * kWindow;
+    const int in_window = int(end - begin < kWindow ? end - begin : kWindow);
     if (leads) next.put(steps, m.cells, int(threadIdx.x));
     __syncthreads();
     if (leads && window > first_window) next.ask(steps, begin - kWindow + threadIdx.x);
     if (is.whole)
-      layer.template lay<true, true>();
+      layer.template lay<true, true>(in_window);
     else
-      layer.template lay<false, true>();
+      layer.template lay<false, true>(in_window);
     __syncthreads();
     const bool starts = m.cells.any_starts();
     cut |= starts;
-#pragma unroll 4
-    for (int four = kWindow / 4 - 1; four >= 0; --four) {
-      alignas(16) float d[2][4], out[2][4];
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        *reinterpret_cast<float4*>(d[r]) = *reinterpret_cast<const float4*>(&m.d[here[r]][swizzled(here[r], four)]);
-        *reinterpret_cast<float4*>(out[r]) = *reinterpret_cast<const float4*>(&m.out[here[r]][swizzled(here[r], four)]);
-      }
-#pragma unroll
-      for (int j = 3; j >= 0; --j) {
-        const int step = 4 * four + j;
-        const float2 c = *reinterpret_cast<const float2*>(&m.C[step][2 * g]);
-        const bool stops = starts && (m.cells.starts[step / 32] >> (step % 32) & 1);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float decay = exp2_of(d[i / 2][j] * A[i]);
-          q[i] = (stops ? 0.0f : decay) * fmaf(i % 2 ? c.y : c.x, out[i / 2][j], q[i]);
-        }
-#pragma unroll
-        for (int r = 0; r < 2; ++r) sum[r] += d[r][j];
-      }
-    }
+    const int fours = (in_window + 3) / 4;
+    if (starts)
+      walk_back<true>(m, here, g, fours, A, q, sum);
+    else
+      walk_back<false>(m, here, g, fours, A, q, sum);
     __syncthreads();
   }
 #pragma unroll

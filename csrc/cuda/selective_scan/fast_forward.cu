@@ -71,12 +71,15 @@ struct Forward {
       }
     }
 
-    template <bool STARTS>
-    __device__ __forceinline__ void run(int buffer, int slot, int steps) {
+    // Steps from `from` on of a tile. STEPS: as many as there are, or 0 where that is known only when running.
+    template <bool STARTS, int STEPS>
+    __device__ __forceinline__ void run(int buffer, int slot, int from, int steps) {
       const float *B = m.B[buffer], *C = m.C[buffer];
       const int g = lane / 4, t = lane % 4;
-#pragma unroll 1
-      for (int sixteen = 0; sixteen < steps; sixteen += 16) {
+      // With one state on a lane the sums of some steps are made while the next are computed.
+#pragma unroll(P == 1 && !STARTS ? 4 : 1)
+      for (int done = 0; done < (STEPS ? STEPS : steps); done += 16) {
+        const int sixteen = from + done;
         const uint32_t starts = STARTS ? m.cells[slot].starts[sixteen / 32] >> (sixteen % 32) : 0;
         float sum[R][4];
 #pragma unroll
@@ -332,11 +335,19 @@ __global__ void __launch_bounds__(Shape<P, Q, R, COMPUTING, SERVING, T>::threads
     if (i >= 0 && i < tiles) {
       const int64_t begin = int64_t(i) * T, left = steps.count - begin;
       const int here = int(left < T ? left : T), slot = i & (kRing - 1);
-      if (a.saved && i && begin % kBorder == 0) computing.keep(begin / kBorder - 1);
-      if (m.cells[slot].any_starts())
-        computing.template run<true>(i & 1, slot, here);
-      else
-        computing.template run<false>(i & 1, slot, here);
+      const bool starts = m.cells[slot].any_starts();
+      constexpr int most = T < kBorder ? T : kBorder;
+      for (int from = 0; from < here; from += most) {
+        const int64_t step = begin + from;
+        const int count = here - from < most ? here - from : most;
+        if (a.saved && step && step % kBorder == 0) computing.keep(step / kBorder - 1);
+        if (starts)
+          computing.template run<true, 0>(i & 1, slot, from, count);
+        else if (P == 1 && count == most)
+          computing.template run<false, most>(i & 1, slot, from, count);
+        else
+          computing.template run<false, 0>(i & 1, slot, from, count);
+      }
     }
     __syncthreads();
   }
@@ -363,22 +374,21 @@ int for_states(const Selective& a, cudaStream_t stream) {
 #ifdef NVSUBQ_TUNE
     if constexpr (std::is_same_v<S, bf16>) {
       switch (getenv("VAR") ? atoi(getenv("VAR")) : -1) {
-        case 0: return run<S, 4, 4, 1, 4, 4, 32, 3>(a, stream);
-        case 1: return run<S, 4, 4, 1, 4, 4, 32, 4>(a, stream);
-        case 2: return run<S, 4, 4, 1, 4, 8, 64, 2>(a, stream);
-        case 3: return run<S, 4, 4, 2, 2, 4, 32, 3>(a, stream);
-        case 4: return run<S, 4, 4, 2, 2, 4, 32, 4>(a, stream);
-        case 5: return run<S, 4, 4, 2, 2, 8, 64, 3>(a, stream);
-        case 6: return run<S, 1, 16, 1, 4, 4, 64, 2>(a, stream);
-        case 7: return run<S, 1, 16, 1, 4, 4, 64, 3>(a, stream);
-        case 8: return run<S, 1, 16, 1, 4, 8, 128, 2>(a, stream);
-        case 9: return run<S, 1, 16, 1, 4, 2, 32, 2>(a, stream);
+        case 0: return run<S, 4, 4, 2, 2, 4, 32, 4>(a, stream);
+        case 1: return run<S, 4, 4, 1, 4, 8, 64, 2>(a, stream);
+        case 2: return run<S, 4, 4, 2, 2, 2, 32, 4>(a, stream);
+        case 3: return run<S, 4, 4, 2, 4, 8, 32, 2>(a, stream);
+        case 4: return run<S, 1, 16, 1, 4, 8, 128, 2>(a, stream);
+        case 5: return run<S, 1, 16, 1, 4, 4, 64, 2>(a, stream);
+        case 6: return run<S, 1, 16, 1, 4, 8, 128, 1>(a, stream);
+        case 7: return run<S, 4, 4, 2, 2, 4, 64, 3>(a, stream);
       }
     }
 #endif
     // A long walk over few channels: one state on a lane, so that there is work for more of them.
-    if (a.states > 8 && a.length > 16 * a.width) return run<S, 1, 16, 1, 4, 4, 64, 2>(a, stream);
-    return run<S, 4, 4, 1, 4, 4, 32, 3>(a, stream);
+    if (a.states > 8 && a.length > 16 * a.width) return run<S, 1, 16, 1, 4, 8, 128, 2>(a, stream);
+    if (a.length > 1024) return run<S, 4, 4, 1, 4, 8, 64, 2>(a, stream);
+    return run<S, 4, 4, 2, 2, 4, 32, 4>(a, stream);
   }
   return run<S, 16, 4, 1, 4, 4, 32, 1>(a, stream);
 }

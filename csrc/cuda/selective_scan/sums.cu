@@ -23,15 +23,24 @@ __global__ void __launch_bounds__(kThreads)
   write_any<T>(to, offset * from.parts + within % from.parts, sum);
 }
 
-// Sums over pieces of walks, by channel; a tensor [D] counts as one state.
+// Sums over pieces of walks, by channel; a tensor [D] counts as one state. Each slice of threads has every eighth piece.
+constexpr int kColumns = 32, kSlices = 8;
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kColumns* kSlices)
     selective_add_channels(const T* __restrict__ from, const __grid_constant__ nvsubq_tensor to, int64_t pieces, int64_t states,
                            int64_t parts, int64_t count) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= count) return;
+  __shared__ T slices[kSlices][kColumns];
+  const int64_t i = int64_t(blockIdx.x) * kColumns + threadIdx.x;
   T sum = 0;
-  for (int64_t piece = 0; piece < pieces; ++piece) sum += from[piece * count + i];
+  if (i < count) {
+#pragma unroll 4
+    for (int64_t piece = threadIdx.y; piece < pieces; piece += kSlices) sum += from[piece * count + i];
+  }
+  slices[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y || i >= count) return;
+#pragma unroll
+  for (int slice = 1; slice < kSlices; ++slice) sum += slices[slice][threadIdx.x];
   const int64_t channel = i / (states * parts), n = i / parts % states;
   write_any<T>(to, (channel * to.stride[0] + n * to.stride[1]) * parts + i % parts, sum);
 }
@@ -50,8 +59,8 @@ int add_channels(const Partials<T>& partials, const T* from, const nvsubq_tensor
                  cudaStream_t stream) {
   if (!parts || !has(to)) return NVSUBQ_OK;
   const int64_t count = partials.width * states * parts;
-  return launch("selective_scan sums by channel", selective_add_channels<T>, dim3(unsigned(ceil_div(count, kThreads))),
-                kThreads, 0, stream, from, to, partials.pieces, states, parts, count);
+  return launch("selective_scan sums by channel", selective_add_channels<T>, dim3(unsigned(ceil_div(count, kColumns))),
+                dim3(kColumns, kSlices), 0, stream, from, to, partials.pieces, states, parts, count);
 }
 
 }  // namespace
