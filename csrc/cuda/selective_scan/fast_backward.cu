@@ -202,16 +202,21 @@ struct Writer {
   template <bool WHOLE>
   __device__ __forceinline__ void write(int steps, float (&d_skip)[4], float (&d_bias)[4]) const {
     const Window& m = from.m;
-#pragma unroll 2
+    Pack<S, 4> u_of[kRounds], delta_of[kRounds], z_of[kRounds], d_y_of[kRounds];
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      const int32_t read = some_cell(from.cell(i));
+      u_of[i] = load_four<WHOLE>(from.u.at(read), from.valid), z_of[i] = load_four<WHOLE>(from.z.at(read), from.valid);
+      delta_of[i] = load_four<WHOLE>(from.delta.at(read), from.valid);
+      d_y_of[i] = load_four<WHOLE>(from.d_y.at(read), from.valid);
+    }
+#pragma unroll
     for (int i = 0; i < kRounds; ++i) {
       if (i * kAtOnce >= steps) break;
-      const int32_t here = from.cell(i), read = some_cell(here);
-      const auto u_pack = load_four<WHOLE>(from.u.at(read), from.valid), z_pack = load_four<WHOLE>(from.z.at(read), from.valid);
-      const auto delta_pack = load_four<WHOLE>(from.delta.at(read), from.valid);
-      const auto d_y_pack = load_four<WHOLE>(from.d_y.at(read), from.valid);
+      const int32_t here = from.cell(i);
       if (here < 0) continue;
       float us[4], deltas[4], zs[4], d_ys[4], dus[4], dds[4], dzs[4];
-      unpack(u_pack, us), unpack(delta_pack, deltas), unpack(z_pack, zs), unpack(d_y_pack, d_ys);
+      unpack(u_of[i], us), unpack(delta_of[i], deltas), unpack(z_of[i], zs), unpack(d_y_of[i], d_ys);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int at = from.at(j, i);
@@ -263,6 +268,30 @@ __device__ __forceinline__ void add_threads(float* scratch, const float (&d_skip
   __syncthreads();
 }
 
+// Half a window's d_B and d_C, from all warps, to (or added to) the chunk's sums: a thread has one number of eight steps.
+template <bool EXACT>
+__device__ __forceinline__ void add_warps(const Memory& m, int begin, int steps, int states, bool adds, float* sums,
+                                          int64_t by_cell) {
+  constexpr int each = 32 / kWarps;
+  const int v = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (v % 16 >= states) return;
+  float before[each];
+#pragma unroll
+  for (int j = 0; j < each; ++j) {
+    const int step = begin + warp + j * kWarps;
+    before[j] = adds && step < steps ? sums[m.window.cells.cell[step] * by_cell] : 0.0f;
+  }
+#pragma unroll
+  for (int j = 0; j < each; ++j) {
+    const int k = warp + j * kWarps, where = v ^ (8 * (k / 2 % 4));
+    if (begin + k >= steps) continue;
+    float sum = m.by_channel[0][k][where];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) sum += m.by_channel[w][k][where];
+    sums[m.window.cells.cell[begin + k] * by_cell] = before[j] + (EXACT ? sum : sum * (kCut * kCut));
+  }
+}
+
 template <class S>
 __global__ void __launch_bounds__(kBackThreads, 3)
     selective_fast_backward(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
@@ -279,9 +308,15 @@ __global__ void __launch_bounds__(kBackThreads, 3)
   const int64_t end = steps.count < at_piece.end ? steps.count : at_piece.end;
   const int64_t last = end > at_piece.begin ? (end - 1) / kWindow : -1, first_window = at_piece.begin / kWindow;
 
+  // This thread's column of d_B or d_C, and how far cells are apart in it.
+  const int v = threadIdx.x % 32;
+  float* const v_sums = partials.of(v < 16 ? partials.B : partials.C, row, 0, at_piece.chunk, v % 16);
+  const int64_t by_cell = partials.chunks * states;
+
   for (int64_t first = chunk_begin; first < chunk_end; first += kWide) {
     const bool adds = first != chunk_begin;
     const int there = int(chunk_end - first < kWide ? chunk_end - first : kWide);
+    m.window.read_parameters(a, first, there);
     Computing<S> computing(m);
     float d_skip[4] = {0, 0, 0, 0}, d_bias[4] = {0, 0, 0, 0};
     const auto is_real = [&](int i) { return computing.here[i / 2] < there && 2 * computing.g + i % 2 < states; };
@@ -341,16 +376,7 @@ __global__ void __launch_bounds__(kBackThreads, 3)
         __syncthreads();
         // Half a window is done: its sums over the block's channels.
         const int half_begin = e / 4 * 32;
-        for (int i = threadIdx.x; i < 32 * 32; i += kBackThreads) {
-          const int k = i / 32, v = i % 32, where = v ^ (8 * (k / 2 % 4)), n = v % 16;
-          if (half_begin + k >= in_window || n >= states) continue;
-          float sum = m.by_channel[0][k][where];
-#pragma unroll
-          for (int w = 1; w < kWarps; ++w) sum += m.by_channel[w][k][where];
-          if (!kExact<S>) sum *= kCut * kCut;
-          float* to = partials.of(v < 16 ? partials.B : partials.C, row, m.window.cells.cell[half_begin + k], at_piece.chunk, n);
-          *to = adds ? *to + sum : sum;
-        }
+        add_warps<kExact<S>>(m, half_begin, in_window, int(states), adds, v_sums, by_cell);
         __syncthreads();
       }
       const Layer<S> layer(a, is, m.window, row, hidden(first), there, at_piece.group);

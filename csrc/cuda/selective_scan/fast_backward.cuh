@@ -27,7 +27,16 @@ inline __host__ __device__ int64_t pieces_of(int64_t length) {
 struct alignas(16) Window {
   float d[kWide][kWindow], w[kWide][kWindow], out[kWide][kWindow];
   float B[kWindow][kMostFast], C[kWindow][kMostFast];
+  float bias[kWide], skip[kWide];
   Cells<kWindow> cells;
+
+  // The parameters of the channels, to be read after a barrier.
+  __device__ __forceinline__ void read_parameters(const Selective& a, int64_t first, int there) {
+    const int c = threadIdx.x;
+    if (c >= kWide) return;
+    bias[c] = has(a.delta_bias) && c < there ? read_any<float>(a.delta_bias, (first + c) * a.delta_bias.stride[0]) : 0.0f;
+    skip[c] = has(a.D) && c < there ? read_any<float>(a.D, (first + c) * a.D.stride[0]) : 0.0f;
+  }
 };
 
 // What lays a window out, and knows a thread's four channels.
@@ -51,9 +60,7 @@ struct Layer {
     valid = valid < 0 ? 0 : valid > 4 ? 4 : valid;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int64_t channel = first + 4 * four + j;
-      bias[j] = has(a.delta_bias) && j < valid ? read_any<float>(a.delta_bias, channel * a.delta_bias.stride[0]) : 0.0f;
-      skip[j] = has(a.D) && j < valid ? read_any<float>(a.D, channel * a.D.stride[0]) : 0.0f;
+      bias[j] = m.bias[4 * four + j], skip[j] = m.skip[4 * four + j];
       place[j] = (4 * four + j) * kWindow + swizzle(4 * four + j, first_row);
     }
   }
@@ -63,39 +70,53 @@ struct Layer {
   // The rows of d_y and z are those of channels that are there, but a cut row's cotangents must be 0.
   __device__ __forceinline__ bool counts(int j) const { return j < valid; }
 
-  // CARRY: what the walk of cotangents needs, no more.
+  // A window's inputs, all asked for before the first is used. CARRY: what the walk of cotangents needs, no more.
   template <bool WHOLE, bool CARRY>
   __device__ __forceinline__ void lay(int steps) const {
+    constexpr int kStateRounds = kWindow * 4 / kBackThreads, kStateRows = kBackThreads / 4;
+    Pack<S, 4> u_of[kRounds], delta_of[kRounds], z_of[kRounds], d_y_of[kRounds], B_of[kStateRounds], C_of[kStateRounds];
+    const int k = threadIdx.x / 4, n = threadIdx.x % 4 * 4, left = int(a.states) - n;
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      const int32_t from = some_cell(cell(i));
+      delta_of[i] = load_four<WHOLE>(delta.at(from), valid), z_of[i] = load_four<WHOLE>(z.at(from), valid);
+      d_y_of[i] = load_four<WHOLE>(d_y.at(from), valid);
+      if constexpr (!CARRY) u_of[i] = load_four<WHOLE>(u.at(from), valid);
+    }
+#pragma unroll
+    for (int i = 0; i < kStateRounds; ++i) {
+      const int32_t from = some_cell(m.cells.cell[k + i * kStateRows]);
+      C_of[i] = load_four<WHOLE>(C.at(from) + (left > 0 ? n : 0), left);
+      if constexpr (!CARRY) B_of[i] = load_four<WHOLE>(B.at(from) + (left > 0 ? n : 0), left);
+    }
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) {
       if (i * kAtOnce >= steps) break;
-      const int32_t here = cell(i), read = some_cell(here);
-      const auto delta_pack = load_four<WHOLE>(delta.at(read), valid), z_pack = load_four<WHOLE>(z.at(read), valid);
-      const auto d_y_pack = load_four<WHOLE>(d_y.at(read), valid);
+      const bool here = cell(i) >= 0;
       float deltas[4], us[4], zs[4], d_ys[4];
-      unpack(delta_pack, deltas), unpack(z_pack, zs), unpack(d_y_pack, d_ys);
-      if constexpr (!CARRY) unpack(load_four<WHOLE>(u.at(read), valid), us);
+      unpack(delta_of[i], deltas), unpack(z_of[i], zs), unpack(d_y_of[i], d_ys);
+      if constexpr (!CARRY) unpack(u_of[i], us);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float raw = deltas[j] + bias[j], soft = fast_softplus(raw), d = is.soft ? soft : raw;
         const float gate = zs[j] * fast_sigmoid(zs[j]), out = is.gated ? d_ys[j] * gate : d_ys[j];
-        (&m.d[0][0])[at(j, i)] = here >= 0 ? d : 0.0f;
-        (&m.out[0][0])[at(j, i)] = here >= 0 && counts(j) ? out : 0.0f;
-        if constexpr (!CARRY) (&m.w[0][0])[at(j, i)] = here >= 0 ? d * us[j] : 0.0f;
+        (&m.d[0][0])[at(j, i)] = here ? d : 0.0f;
+        (&m.out[0][0])[at(j, i)] = here && counts(j) ? out : 0.0f;
+        if constexpr (!CARRY) (&m.w[0][0])[at(j, i)] = here ? d * us[j] : 0.0f;
       }
     }
 #pragma unroll
-    for (int i = 0; i < kWindow * 4 / kBackThreads; ++i) {
-      const int k = threadIdx.x / 4 + i * (kBackThreads / 4), n = threadIdx.x % 4 * 4;
-      if (i * (kBackThreads / 4) >= steps) break;
-      const int left = int(a.states) - n, read = some_cell(m.cells.cell[k]);
-      float b[4] = {0, 0, 0, 0}, c[4] = {0, 0, 0, 0};
-      if (left > 0) {
-        unpack(load_four<WHOLE>(C.at(read) + n, left), c);
-        if constexpr (!CARRY) unpack(load_four<WHOLE>(B.at(read) + n, left), b);
+    for (int i = 0; i < kStateRounds; ++i) {
+      alignas(16) float b[4], c[4];
+      unpack(C_of[i], c);
+      if constexpr (!CARRY) unpack(B_of[i], b);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        c[j] = left > 0 ? c[j] : 0.0f;
+        if constexpr (!CARRY) b[j] = left > 0 ? b[j] : 0.0f;
       }
-      *reinterpret_cast<float4*>(&m.C[k][n]) = *reinterpret_cast<float4*>(c);
-      if constexpr (!CARRY) *reinterpret_cast<float4*>(&m.B[k][n]) = *reinterpret_cast<float4*>(b);
+      *reinterpret_cast<float4*>(&m.C[k + i * kStateRows][n]) = *reinterpret_cast<float4*>(c);
+      if constexpr (!CARRY) *reinterpret_cast<float4*>(&m.B[k + i * kStateRows][n]) = *reinterpret_cast<float4*>(b);
     }
   }
 };

@@ -53,6 +53,8 @@ __global__ void __launch_bounds__(kBackThreads)
   if (there <= 0) return;
   const int64_t end = steps.count < at_piece.end ? steps.count : at_piece.end;
   const int64_t last = end > at_piece.begin ? (end - 1) / kWindow : -1, first_window = at_piece.begin / kWindow;
+  m.read_parameters(a, first, there);
+  __syncthreads();
   const Layer<S> layer(a, is, m, row, first, there, at_piece.group);
 
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
