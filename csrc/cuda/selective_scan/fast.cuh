@@ -20,7 +20,8 @@ bool is_fast(const Selective& a);
 int fast_forward(const Selective& a, cudaStream_t stream);
 int fast_backward(const Selective& a, void* memory, cudaStream_t stream);
 bool is_fast_backward(const Selective& a);
-int64_t fast_bytes(const Selective& a);  // of the backward
+int64_t fast_forward_bytes(const Selective& a);
+int64_t fast_backward_bytes(const Selective& a);
 
 // Whether sums over lanes must be good to fp32, or only to the rounding of the storage dtype.
 template <class S>

@@ -356,9 +356,9 @@ __global__ void __launch_bounds__(kBackThreads, 3)
       {
         const Layer<S> layer(a, is, m.window, row, hidden(first), there, at_piece.group);
         if (is.whole)
-          layer.template lay<true, false>(in_window);
+          layer.template lay<true, Part::all>(in_window);
         else
-          layer.template lay<false, false>(in_window);
+          layer.template lay<false, Part::all>(in_window);
       }
       __syncthreads();
       const bool starts = m.window.cells.any_starts();
@@ -416,7 +416,7 @@ int run(const Selective& a, const Partials<float>& partials, float* sums, cudaSt
   const Options is = options_of(a);
   const int64_t pieces = pieces_of(a.length);
   if (pieces > 1)
-    if (const int status = carry_back<S>(a, chunks, is, partials.A.sums, sums, stream)) return status;
+    if (const int status = carry<S>(a, false, is, partials.A.sums, sums, stream)) return status;
   const dim3 grid(unsigned(a.batch * pieces * chunks.count));
   if (const int status = launch("selective_scan backward", selective_fast_backward<S>, grid, kBackThreads, sizeof(Memory),
                                 stream, a, Walk(a), chunks, partials, is, pieces > 1))
@@ -438,7 +438,7 @@ struct Plan {
 
 bool is_fast_backward(const Selective& a) { return is_fast(a) && a.states <= kMostFast; }
 
-int64_t fast_bytes(const Selective& a) { return Plan(a, nullptr).arena.bytes(); }
+int64_t fast_backward_bytes(const Selective& a) { return Plan(a, nullptr).arena.bytes(); }
 
 int fast_backward(const Selective& a, void* memory, cudaStream_t stream) {
   const Plan plan(a, memory);

@@ -39,6 +39,9 @@ struct alignas(16) Window {
   }
 };
 
+// What is laid out: all, or what states or their cotangents alone need.
+enum class Part { all, forth, back };
+
 // What lays a window out, and knows a thread's four channels.
 template <class S>
 struct Layer {
@@ -70,53 +73,56 @@ struct Layer {
   // The rows of d_y and z are those of channels that are there, but a cut row's cotangents must be 0.
   __device__ __forceinline__ bool counts(int j) const { return j < valid; }
 
-  // A window's inputs, all asked for before the first is used. CARRY: what the walk of cotangents needs, no more.
-  template <bool WHOLE, bool CARRY>
+  // A window's inputs, or a part of them, all asked for before the first is used.
+  template <bool WHOLE, Part PART>
   __device__ __forceinline__ void lay(int steps) const {
+    constexpr bool kForth = PART != Part::back, kBack = PART != Part::forth;
     constexpr int kStateRounds = kWindow * 4 / kBackThreads, kStateRows = kBackThreads / 4;
     Pack<S, 4> u_of[kRounds], delta_of[kRounds], z_of[kRounds], d_y_of[kRounds], B_of[kStateRounds], C_of[kStateRounds];
     const int k = threadIdx.x / 4, n = threadIdx.x % 4 * 4, left = int(a.states) - n;
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) {
       const int32_t from = some_cell(cell(i));
-      delta_of[i] = load_four<WHOLE>(delta.at(from), valid), z_of[i] = load_four<WHOLE>(z.at(from), valid);
-      d_y_of[i] = load_four<WHOLE>(d_y.at(from), valid);
-      if constexpr (!CARRY) u_of[i] = load_four<WHOLE>(u.at(from), valid);
+      delta_of[i] = load_four<WHOLE>(delta.at(from), valid);
+      if constexpr (kBack) z_of[i] = load_four<WHOLE>(z.at(from), valid), d_y_of[i] = load_four<WHOLE>(d_y.at(from), valid);
+      if constexpr (kForth) u_of[i] = load_four<WHOLE>(u.at(from), valid);
     }
 #pragma unroll
     for (int i = 0; i < kStateRounds; ++i) {
       const int32_t from = some_cell(m.cells.cell[k + i * kStateRows]);
-      C_of[i] = load_four<WHOLE>(C.at(from) + (left > 0 ? n : 0), left);
-      if constexpr (!CARRY) B_of[i] = load_four<WHOLE>(B.at(from) + (left > 0 ? n : 0), left);
+      if constexpr (kBack) C_of[i] = load_four<WHOLE>(C.at(from) + (left > 0 ? n : 0), left);
+      if constexpr (kForth) B_of[i] = load_four<WHOLE>(B.at(from) + (left > 0 ? n : 0), left);
     }
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) {
       if (i * kAtOnce >= steps) break;
       const bool here = cell(i) >= 0;
       float deltas[4], us[4], zs[4], d_ys[4];
-      unpack(delta_of[i], deltas), unpack(z_of[i], zs), unpack(d_y_of[i], d_ys);
-      if constexpr (!CARRY) unpack(u_of[i], us);
+      unpack(delta_of[i], deltas);
+      if constexpr (kBack) unpack(z_of[i], zs), unpack(d_y_of[i], d_ys);
+      if constexpr (kForth) unpack(u_of[i], us);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float raw = deltas[j] + bias[j], soft = fast_softplus(raw), d = is.soft ? soft : raw;
-        const float gate = zs[j] * fast_sigmoid(zs[j]), out = is.gated ? d_ys[j] * gate : d_ys[j];
         (&m.d[0][0])[at(j, i)] = here ? d : 0.0f;
-        (&m.out[0][0])[at(j, i)] = here && counts(j) ? out : 0.0f;
-        if constexpr (!CARRY) (&m.w[0][0])[at(j, i)] = here ? d * us[j] : 0.0f;
+        if constexpr (kForth) (&m.w[0][0])[at(j, i)] = here ? d * us[j] : 0.0f;
+        if constexpr (kBack) {
+          const float gate = zs[j] * fast_sigmoid(zs[j]), out = is.gated ? d_ys[j] * gate : d_ys[j];
+          (&m.out[0][0])[at(j, i)] = here && counts(j) ? out : 0.0f;
+        }
       }
     }
 #pragma unroll
     for (int i = 0; i < kStateRounds; ++i) {
-      alignas(16) float b[4], c[4];
-      unpack(C_of[i], c);
-      if constexpr (!CARRY) unpack(B_of[i], b);
+      const auto put = [&](const Pack<S, 4>& from, float(&to)[kMostFast]) {
+        alignas(16) float x[4];
+        unpack(from, x);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        c[j] = left > 0 ? c[j] : 0.0f;
-        if constexpr (!CARRY) b[j] = left > 0 ? b[j] : 0.0f;
-      }
-      *reinterpret_cast<float4*>(&m.C[k + i * kStateRows][n]) = *reinterpret_cast<float4*>(c);
-      if constexpr (!CARRY) *reinterpret_cast<float4*>(&m.B[k + i * kStateRows][n]) = *reinterpret_cast<float4*>(b);
+        for (int j = 0; j < 4; ++j) x[j] = left > 0 ? x[j] : 0.0f;
+        *reinterpret_cast<float4*>(&to[n]) = *reinterpret_cast<float4*>(x);
+      };
+      if constexpr (kForth) put(B_of[i], m.B[k + i * kStateRows]);
+      if constexpr (kBack) put(C_of[i], m.C[k + i * kStateRows]);
     }
   }
 };
@@ -149,10 +155,10 @@ __device__ __forceinline__ int64_t hidden(int64_t x) {
   return x;
 }
 
-// Puts the cotangents of the states that enter each piece from behind, [pieces][D][N], where there are several.
+// Where walks are cut into pieces: puts the states that enter each piece, [pieces][D][N], or the cotangents that
+// arrive at its end. `sums` [pieces][D] is scratch.
 template <class S>
-int carry_back(const Selective& a, const Chunks& chunks, const Options& is, float* arriving, float* sums,
-               cudaStream_t stream);
+int carry(const Selective& a, bool forth, const Options& is, float* arriving, float* sums, cudaStream_t stream);
 
 }  // namespace nvsubq
 

@@ -1,33 +1,35 @@
-// `selective_scan`, backward, fast: where walks are cut into pieces, the cotangents that arrive at the end of each.
-// First every piece alone, as if nothing came from behind; then the pieces of a row one after the other, where a piece
-// lets through exp(A sum of delta) of what arrives.
+// `selective_scan`, fast: where walks are cut into pieces, the states that enter each, or the cotangents that arrive at
+// its end. First every piece alone, as if nothing came before (or behind) it; then the pieces of a row one after the
+// other, where a piece lets through exp(A sum of delta) of what arrives.
 #include "fast_backward.cuh"
 
 namespace nvsubq {
 namespace {
 
-// The cotangents q of a window's states, from behind, and the sums of delta.
-template <bool STARTS>
-__device__ __forceinline__ void walk_back(const Window& m, const int (&here)[2], int g, int fours, const float (&A)[4],
-                                          float (&q)[4], float (&sum)[2]) {
+// Walks over a window: the states q, or their cotangents from behind, and the sums of delta.
+template <bool FORTH, bool STARTS>
+__device__ __forceinline__ void walk_window(const Window& m, const int (&here)[2], int g, int fours, const float (&A)[4],
+                                            float (&q)[4], float (&sum)[2]) {
 #pragma unroll 4
-  for (int four = fours - 1; four >= 0; --four) {
-    alignas(16) float d[2][4], out[2][4];
+  for (int i_four = 0; i_four < fours; ++i_four) {
+    const int four = FORTH ? i_four : fours - 1 - i_four;
+    alignas(16) float d[2][4], in[2][4];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int at = swizzled(here[r], four);
+      const float* from = FORTH ? m.w[here[r]] : m.out[here[r]];
       *reinterpret_cast<float4*>(d[r]) = *reinterpret_cast<const float4*>(&m.d[here[r]][at]);
-      *reinterpret_cast<float4*>(out[r]) = *reinterpret_cast<const float4*>(&m.out[here[r]][at]);
+      *reinterpret_cast<float4*>(in[r]) = *reinterpret_cast<const float4*>(from + at);
     }
 #pragma unroll
-    for (int j = 3; j >= 0; --j) {
-      const int step = 4 * four + j;
-      const float2 c = *reinterpret_cast<const float2*>(&m.C[step][2 * g]);
+    for (int i_step = 0; i_step < 4; ++i_step) {
+      const int j = FORTH ? i_step : 3 - i_step, step = 4 * four + j;
+      const float2 x = *reinterpret_cast<const float2*>(FORTH ? &m.B[step][2 * g] : &m.C[step][2 * g]);
       const bool stops = STARTS && (m.cells.starts[step / 32] >> (step % 32) & 1);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float decay = exp2_of(d[i / 2][j] * A[i]);
-        q[i] = (stops ? 0.0f : decay) * fmaf(i % 2 ? c.y : c.x, out[i / 2][j], q[i]);
+        const float decay = stops ? 0.0f : exp2_of(d[i / 2][j] * A[i]), by = i % 2 ? x.y : x.x;
+        q[i] = FORTH ? fmaf(decay, q[i], by * in[i / 2][j]) : decay * fmaf(by, in[i / 2][j], q[i]);
       }
 #pragma unroll
       for (int r = 0; r < 2; ++r) sum[r] += d[r][j];
@@ -35,7 +37,7 @@ __device__ __forceinline__ void walk_back(const Window& m, const int (&here)[2],
   }
 }
 
-template <class S>
+template <class S, bool FORTH>
 __global__ void __launch_bounds__(kBackThreads)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                     const __grid_constant__ Chunks chunks, const __grid_constant__ Options is, float* __restrict__ local,
@@ -44,7 +46,7 @@ __global__ void __launch_bounds__(kBackThreads)
   auto& m = *reinterpret_cast<Window*>(memory);
   const int64_t parts = (chunks.width + kWide - 1) / kWide;
   const Piece at_piece(a, chunks, blockIdx.x / parts);
-  if (at_piece.piece == 0) return;  // nothing comes before it
+  if (at_piece.piece == (FORTH ? pieces_of(a.length) - 1 : 0)) return;  // nothing comes after it
   const int64_t row = at_piece.row, states = a.states;
   const Steps steps = walk.steps(row, at_piece.group * a.blocks / chunks.groups);
   const int64_t group_end = (at_piece.group + 1) * chunks.run;
@@ -69,25 +71,25 @@ __global__ void __launch_bounds__(kBackThreads)
   }
   NextCell next;
   const bool leads = threadIdx.x < kWindow;
-  if (leads && last >= 0) next.ask(steps, last * kWindow + threadIdx.x);
-  for (int64_t window = last; window >= first_window; --window) {
-    const int64_t begin = window * kWindow;
-    const int in_window = int(end - begin < kWindow ? end - begin : kWindow);
+  if (leads && last >= first_window) next.ask(steps, (FORTH ? first_window : last) * kWindow + threadIdx.x);
+  for (int64_t i = 0; i <= last - first_window; ++i) {
+    const int64_t begin = (FORTH ? first_window + i : last - i) * kWindow;
+    const int in_window = int(end - begin < kWindow ? end - begin : kWindow), fours = (in_window + 3) / 4;
     if (leads) next.put(steps, m.cells, int(threadIdx.x));
     __syncthreads();
-    if (leads && window > first_window) next.ask(steps, begin - kWindow + threadIdx.x);
+    if (leads && i < last - first_window) next.ask(steps, begin + (FORTH ? kWindow : -kWindow) + threadIdx.x);
+    constexpr Part part = FORTH ? Part::forth : Part::back;
     if (is.whole)
-      layer.template lay<true, true>(in_window);
+      layer.template lay<true, part>(in_window);
     else
-      layer.template lay<false, true>(in_window);
+      layer.template lay<false, part>(in_window);
     __syncthreads();
     const bool starts = m.cells.any_starts();
     cut |= starts;
-    const int fours = (in_window + 3) / 4;
     if (starts)
-      walk_back<true>(m, here, g, fours, A, q, sum);
+      walk_window<FORTH, true>(m, here, g, fours, A, q, sum);
     else
-      walk_back<false>(m, here, g, fours, A, q, sum);
+      walk_window<FORTH, false>(m, here, g, fours, A, q, sum);
     __syncthreads();
   }
 #pragma unroll
@@ -101,47 +103,50 @@ __global__ void __launch_bounds__(kBackThreads)
 
 // In place: what each piece makes becomes what arrives at it.
 __global__ void __launch_bounds__(128)
-    selective_arrive(const __grid_constant__ Selective a, float* __restrict__ local, const float* __restrict__ sums) {
+    selective_arrive(const __grid_constant__ Selective a, bool forth, float* __restrict__ local,
+                     const float* __restrict__ sums) {
   const int64_t i = int64_t(blockIdx.x) * 128 + threadIdx.x, each = a.width * a.states, pieces = pieces_of(a.length);
   if (i >= a.batch * each) return;
   const int64_t row = i / each, element = i - row * each;
   const int64_t channel = uint32_t(element) / uint32_t(a.states), n = element - channel * a.states;
   const float rate = read_any<float>(a.A, at(a.A, channel, n)) * kLog2e;
-  float q = has(a.d_final_state) ? read_any<float>(a.d_final_state, at(a.d_final_state, row, channel, n)) : 0.0f;
+  const nvsubq_tensor& first = forth ? a.initial_state : a.d_final_state;
+  float q = has(first) ? read_any<float>(first, at(first, row, channel, n)) : 0.0f;
+  const auto piece_at = [&](int64_t k) { return row * pieces + (forth ? k : pieces - 1 - k); };
   constexpr int kBatch = 8;  // pieces that are read at once
-  for (int64_t top = pieces - 1; top > 0; top -= kBatch) {
+  for (int64_t from = 0; from < pieces; from += kBatch) {
     float made[kBatch], sum[kBatch];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int64_t piece = row * pieces + (top > i ? top - i : 0);
-      made[i] = local[piece * each + element], sum[i] = sums[piece * a.width + channel];
+    for (int k = 0; k < kBatch; ++k) {
+      if (from + k >= pieces - 1) continue;  // the last makes nothing for others
+      const int64_t piece = piece_at(from + k);
+      made[k] = local[piece * each + element], sum[k] = sums[piece * a.width + channel];
     }
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (top - i <= 0) continue;
-      local[(row * pieces + top - i) * each + element] = q;
-      q = sum[i] == sum[i] ? fmaf(exp2_of(rate * sum[i]), q, made[i]) : made[i];
+    for (int k = 0; k < kBatch; ++k) {
+      if (from + k >= pieces) continue;
+      local[piece_at(from + k) * each + element] = q;
+      if (from + k < pieces - 1) q = sum[k] == sum[k] ? fmaf(exp2_of(rate * sum[k]), q, made[k]) : made[k];
     }
   }
-  local[row * pieces * each + element] = q;
 }
 
 }  // namespace
 
 template <class S>
-int carry_back(const Selective& a, const Chunks& chunks, const Options& is, float* arriving, float* sums,
-               cudaStream_t stream) {
-  const int64_t parts = ceil_div(chunks.width, kWide);
-  const dim3 grid(unsigned(a.batch * pieces_of(a.length) * chunks.count * parts));
-  if (const int status = launch("selective_scan carry", selective_carry<S>, grid, kBackThreads, sizeof(Window), stream, a,
-                                Walk(a), chunks, is, arriving, sums))
+int carry(const Selective& a, bool forth, const Options& is, float* arriving, float* sums, cudaStream_t stream) {
+  const Chunks chunks(a);
+  const dim3 grid(unsigned(a.batch * pieces_of(a.length) * chunks.count * ceil_div(chunks.width, kWide)));
+  const auto kernel = forth ? selective_carry<S, true> : selective_carry<S, false>;
+  if (const int status = launch("selective_scan carry", kernel, grid, kBackThreads, sizeof(Window), stream, a, Walk(a),
+                                chunks, is, arriving, sums))
     return status;
   return launch("selective_scan arrive", selective_arrive, dim3(unsigned(ceil_div(a.batch * a.width * a.states, 128))), 128,
-                0, stream, a, arriving, static_cast<const float*>(sums));
+                0, stream, a, forth, arriving, static_cast<const float*>(sums));
 }
 
-template int carry_back<float>(const Selective&, const Chunks&, const Options&, float*, float*, cudaStream_t);
-template int carry_back<f16>(const Selective&, const Chunks&, const Options&, float*, float*, cudaStream_t);
-template int carry_back<bf16>(const Selective&, const Chunks&, const Options&, float*, float*, cudaStream_t);
+template int carry<float>(const Selective&, bool, const Options&, float*, float*, cudaStream_t);
+template int carry<f16>(const Selective&, bool, const Options&, float*, float*, cudaStream_t);
+template int carry<bf16>(const Selective&, bool, const Options&, float*, float*, cudaStream_t);
 
 }  // namespace nvsubq

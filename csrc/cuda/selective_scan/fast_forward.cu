@@ -1,13 +1,10 @@
 // `selective_scan`, forward, fast.
-#include "fast.cuh"
-#ifdef NVSUBQ_TUNE
-#include <stdlib.h>
-#endif
+#include "fast_backward.cuh"
 
 namespace nvsubq {
 namespace {
 
-// A block: P states on each of Q lanes of a channel, R channels to a lane, COMPUTING warps that compute and SERVING
+// A block: P states on each of Q = 4 lanes of a channel, R channels to a lane, COMPUTING warps that compute and SERVING
 // that serve, tiles of T steps.
 template <int P, int Q, int R, int COMPUTING, int SERVING, int T>
 struct Shape {
@@ -42,7 +39,8 @@ struct Forward {
     bool there[R];
     float A[R][P], h[R][P];
 
-    __device__ __forceinline__ Computing(Memory& memory, const Selective& args, int64_t at_row, int64_t first, int run)
+    __device__ __forceinline__ Computing(Memory& memory, const Selective& args, int64_t at_row, int64_t first, int run,
+                                         const float* entering)
         : m(memory), a(args), lane(threadIdx.x % 32), first_state(lane % Q * P), row(at_row) {
 #pragma unroll
       for (int r = 0; r < R; ++r) {
@@ -55,7 +53,10 @@ struct Forward {
           const bool real = there[r] && n < a.states;
           A[r][p] = real ? read_any<float>(a.A, at(a.A, channel[r], n)) * kLog2e : 0.0f;
           h[r][p] = 0;
-          if (real && has(a.initial_state)) h[r][p] = read_any<float>(a.initial_state, at(a.initial_state, row, channel[r], n));
+          if (real && entering)
+            h[r][p] = entering[channel[r] * a.states + n];
+          else if (real && has(a.initial_state))
+            h[r][p] = read_any<float>(a.initial_state, at(a.initial_state, row, channel[r], n));
         }
       }
     }
@@ -71,15 +72,13 @@ struct Forward {
       }
     }
 
-    // Steps from `from` on of a tile. STEPS: as many as there are, or 0 where that is known only when running.
-    template <bool STARTS, int STEPS>
+    // Steps from `from` on of a tile.
+    template <bool STARTS>
     __device__ __forceinline__ void run(int buffer, int slot, int from, int steps) {
       const float *B = m.B[buffer], *C = m.C[buffer];
       const int g = lane / 4, t = lane % 4;
-      // With one state on a lane the sums of some steps are made while the next are computed.
-#pragma unroll(P == 1 && !STARTS ? 4 : 1)
-      for (int done = 0; done < (STEPS ? STEPS : steps); done += 16) {
-        const int sixteen = from + done;
+#pragma unroll 1
+      for (int sixteen = from; sixteen < from + steps; sixteen += 16) {
         const uint32_t starts = STARTS ? m.cells[slot].starts[sixteen / 32] >> (sixteen % 32) : 0;
         float sum[R][4];
 #pragma unroll
@@ -132,14 +131,7 @@ struct Forward {
 #pragma unroll
         for (int r = 0; r < R; ++r) {
           float* to = m.y[buffer][here[r]] + swizzled(here[r], sixteen / 4 + t);
-          if constexpr (Q == 4) {
-            *reinterpret_cast<float4*>(to) = make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
-          } else {  // four quads of a channel: each is left with one step of its four
-            const bool one = lane & 4, two = lane & 8;
-            const float even = (two ? sum[r][2] : sum[r][0]) + __shfl_xor_sync(~0u, two ? sum[r][0] : sum[r][2], 8);
-            const float odd = (two ? sum[r][3] : sum[r][1]) + __shfl_xor_sync(~0u, two ? sum[r][1] : sum[r][3], 8);
-            to[2 * two + one] = (one ? odd : even) + __shfl_xor_sync(~0u, one ? even : odd, 4);
-          }
+          *reinterpret_cast<float4*>(to) = make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
         }
       }
     }
@@ -273,18 +265,18 @@ struct Forward {
       }
     }
     // Zeros at the cells that are not there.
-    __device__ __forceinline__ void clear(const Steps& steps) const {
+    __device__ __forceinline__ void clear(const Steps& steps, int64_t begin, int64_t end) const {
       const float zeros[4] = {0, 0, 0, 0};
-      for (int64_t k = steps.count + first_row; k < steps.length; k += kRows)
+      for (int64_t k = (steps.count > begin ? steps.count : begin) + first_row; k < end; k += kRows)
         store_four<WHOLE>(y.at(int32_t(steps.cell(k))), pack<S>(zeros), valid);
     }
 
     // While tile i is computed, tile i + 1 is laid out and tile i - 1 written.
-    __device__ __forceinline__ void run(const Steps& steps, int tiles) {
+    __device__ __forceinline__ void run(const Steps& steps, int64_t begin, int tiles) {
       NextCell next;
       const bool leads = thread < T;
       for (int i = 0; i < 3 && leads; ++i) {
-        next.ask(steps, i * T + thread);
+        next.ask(steps, begin + i * T + thread);
         if (i < 2) next.put(steps, m.cells[i], thread);
       }
       __syncthreads();
@@ -295,12 +287,11 @@ struct Forward {
         if (leads) next.put(steps, m.cells[(slot + 3) & (kRing - 1)], thread);
         if (i + 1 < tiles) stage((slot + 1) & (kRing - 1), buffer ^ 1);
         if (i + 2 < tiles) load((slot + 2) & (kRing - 1));
-        if (leads) next.ask(steps, int64_t(i + 4) * T + thread);
+        if (leads) next.ask(steps, begin + int64_t(i + 4) * T + thread);
         if (i > 0) emit((slot - 1) & (kRing - 1), buffer ^ 1);
         if (i >= 0 && i < tiles) ask(slot);
         __syncthreads();
       }
-      clear(steps);
     }
   };
   static_assert(kRows % 4 == 0 && kRows <= T && T % kRows == 0 && (kRows & (kRows - 1)) == 0 && Is::servers >= T);
@@ -309,91 +300,98 @@ struct Forward {
 template <class S, int P, int Q, int R, int COMPUTING, int SERVING, int T, int BLOCKS>
 __global__ void __launch_bounds__(Shape<P, Q, R, COMPUTING, SERVING, T>::threads, BLOCKS)
     selective_fast_forward(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
-                           const __grid_constant__ Options is) {
+                           const __grid_constant__ Options is, const float* entering, int64_t pieces, int64_t each) {
   using F = Forward<S, P, Q, R, COMPUTING, SERVING, T>;
   extern __shared__ __align__(16) char memory[];
   auto& m = *reinterpret_cast<typename F::Memory*>(memory);
   constexpr int channels = F::Is::channels;
   const int run = int(a.width / a.groups), per_group = (run + channels - 1) / channels;
-  const int64_t tile_here = blockIdx.x % (per_group * a.groups), row = blockIdx.x / (per_group * a.groups);
-  const int64_t group = tile_here / per_group;
+  const int64_t tile_here = blockIdx.x % (per_group * a.groups), piece = blockIdx.x / (per_group * a.groups);
+  const int64_t row = piece / pieces, group = tile_here / per_group;
   const int within = int(tile_here % per_group) * channels;
   const int64_t first = group * run + within;
   const Steps steps = walk.steps(row, group * a.blocks / a.groups);
-  const int tiles = int((steps.count + T - 1) / T);
+  const int64_t begin = piece % pieces * each, end = begin + each < steps.length ? begin + each : steps.length;
+  const int64_t there = (steps.count < end ? steps.count : end) - begin;
+  const int tiles = there > 0 ? int((there + T - 1) / T) : 0;
 
   if (threadIdx.x >= COMPUTING * 32) {
+    const auto serve = [&](auto serving) {
+      serving.run(steps, begin, tiles);
+      serving.clear(steps, begin, end);
+    };
     if (is.whole)
-      typename F::template Serving<true>(m, a, is, row, first, run - within, group).run(steps, tiles);
+      serve(typename F::template Serving<true>(m, a, is, row, first, run - within, group));
     else
-      typename F::template Serving<false>(m, a, is, row, first, run - within, group).run(steps, tiles);
+      serve(typename F::template Serving<false>(m, a, is, row, first, run - within, group));
     return;
   }
-  typename F::Computing computing(m, a, row, first, run - within);
+  const float* const states = entering ? entering + piece * a.width * a.states : nullptr;
+  typename F::Computing computing(m, a, row, first, run - within, states);
   __syncthreads();
   for (int i = -1; i <= tiles; ++i) {
     if (i >= 0 && i < tiles) {
-      const int64_t begin = int64_t(i) * T, left = steps.count - begin;
+      const int64_t tile_begin = int64_t(i) * T, left = there - tile_begin;
       const int here = int(left < T ? left : T), slot = i & (kRing - 1);
       const bool starts = m.cells[slot].any_starts();
       constexpr int most = T < kBorder ? T : kBorder;
       for (int from = 0; from < here; from += most) {
-        const int64_t step = begin + from;
+        const int64_t step = begin + tile_begin + from;
         const int count = here - from < most ? here - from : most;
         if (a.saved && step && step % kBorder == 0) computing.keep(step / kBorder - 1);
         if (starts)
-          computing.template run<true, 0>(i & 1, slot, from, count);
-        else if (P == 1 && count == most)
-          computing.template run<false, most>(i & 1, slot, from, count);
+          computing.template run<true>(i & 1, slot, from, count);
         else
-          computing.template run<false, 0>(i & 1, slot, from, count);
+          computing.template run<false>(i & 1, slot, from, count);
       }
     }
     __syncthreads();
   }
-  computing.finish();
+  if (piece % pieces == pieces - 1) computing.finish();
 }
 
 template <class S, int P, int Q, int R, int COMPUTING, int SERVING, int T, int BLOCKS>
-int run(const Selective& a, cudaStream_t stream) {
+int run(const Selective& a, const float* entering, cudaStream_t stream) {
   using Is = Shape<P, Q, R, COMPUTING, SERVING, T>;
-  Options is;
-  is.soft = a.flags & NVSUBQ_SOFTPLUS, is.gated = present(a.z);
-  is.whole = a.width / a.groups % 4 == 0 && a.states % 4 == 0;
-  for (const nvsubq_tensor* t : {&a.u, &a.delta, &a.z, &a.y, &a.B, &a.C}) is.whole = is.whole && packs_fit(*t, 4);
-  is.whole = is.whole && a.B.stride[2] % 4 == 0 && a.C.stride[2] % 4 == 0;
-  const dim3 grid(unsigned(a.batch * a.groups * ceil_div(a.width / a.groups, Is::channels)));
+  const int64_t pieces = entering ? pieces_of(a.length) : 1, each = entering ? piece_steps(a.length) : a.length;
+  const dim3 grid(unsigned(a.batch * pieces * a.groups * ceil_div(a.width / a.groups, Is::channels)));
   return launch("selective_scan", selective_fast_forward<S, P, Q, R, COMPUTING, SERVING, T, BLOCKS>, grid, Is::threads,
-                sizeof(typename Forward<S, P, Q, R, COMPUTING, SERVING, T>::Memory), stream, a, Walk(a), is);
+                sizeof(typename Forward<S, P, Q, R, COMPUTING, SERVING, T>::Memory), stream, a, Walk(a), options_of(a),
+                entering, pieces, each);
 }
+
+// A long walk over few channels is cut, by a rule of one row's shape.
+bool is_cut(const Selective& a) {
+  return a.states <= kMostFast && a.length > 16 * a.width && pieces_of(a.length) > 1;
+}
+
+struct Plan {
+  Arena arena;
+  float *entering, *sums;
+
+  Plan(const Selective& a, void* memory) : arena(memory) {
+    const int64_t pieces = is_cut(a) ? a.batch * pieces_of(a.length) : 0;
+    entering = arena.take<float>(pieces * a.width * a.states), sums = arena.take<float>(pieces * a.width);
+  }
+};
 
 template <class S>
 int for_states(const Selective& a, cudaStream_t stream) {
-  if (a.states <= 4) return run<S, 1, 4, 1, 4, 4, 32, 2>(a, stream);
-  if (a.states <= 16) {
-#ifdef NVSUBQ_TUNE
-    if constexpr (std::is_same_v<S, bf16>) {
-      switch (getenv("VAR") ? atoi(getenv("VAR")) : -1) {
-        case 0: return run<S, 4, 4, 2, 2, 4, 32, 4>(a, stream);
-        case 1: return run<S, 4, 4, 1, 4, 8, 64, 2>(a, stream);
-        case 2: return run<S, 4, 4, 2, 2, 2, 32, 4>(a, stream);
-        case 3: return run<S, 4, 4, 2, 4, 8, 32, 2>(a, stream);
-        case 4: return run<S, 1, 16, 1, 4, 8, 128, 2>(a, stream);
-        case 5: return run<S, 1, 16, 1, 4, 4, 64, 2>(a, stream);
-        case 6: return run<S, 1, 16, 1, 4, 8, 128, 1>(a, stream);
-        case 7: return run<S, 4, 4, 2, 2, 4, 64, 3>(a, stream);
-      }
-    }
-#endif
-    // A long walk over few channels: one state on a lane, so that there is work for more of them.
-    if (a.states > 8 && a.length > 16 * a.width) return run<S, 1, 16, 1, 4, 8, 128, 2>(a, stream);
-    if (a.length > 1024) return run<S, 4, 4, 1, 4, 8, 64, 2>(a, stream);
-    return run<S, 4, 4, 2, 2, 4, 32, 4>(a, stream);
+  const float* entering = nullptr;
+  if (is_cut(a)) {
+    const Plan plan(a, a.workspace);
+    if (const int status = carry<S>(a, true, options_of(a), plan.entering, plan.sums, stream)) return status;
+    entering = plan.entering;
   }
-  return run<S, 16, 4, 1, 4, 4, 32, 1>(a, stream);
+  if (a.states <= 4) return run<S, 1, 4, 1, 4, 4, 32, 2>(a, entering, stream);
+  if (a.states > 16) return run<S, 16, 4, 1, 4, 4, 32, 1>(a, entering, stream);
+  if (a.length > 1024) return run<S, 4, 4, 1, 4, 8, 64, 2>(a, entering, stream);
+  return run<S, 4, 4, 2, 2, 4, 32, 4>(a, entering, stream);
 }
 
 }  // namespace
+
+int64_t fast_forward_bytes(const Selective& a) { return is_cut(a) ? Plan(a, nullptr).arena.bytes() : 0; }
 
 int fast_forward(const Selective& a, cudaStream_t stream) {
   switch (a.u.dtype) {

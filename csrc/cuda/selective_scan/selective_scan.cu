@@ -12,10 +12,10 @@ int64_t general_bytes(const Selective& a) {
   return arena.bytes();
 }
 
-// A struct without the cotangents of a backward is that of a forward, which needs none.
+// A struct without the cotangents of a backward is that of a forward, which needs little.
 int64_t workspace(const Selective& a) {
-  if (!present(a.d_y)) return 0;
-  if (is_fast_backward(a)) return fast_bytes(a);
+  if (!present(a.d_y)) return is_fast(a) ? fast_forward_bytes(a) : 0;
+  if (is_fast_backward(a)) return fast_backward_bytes(a);
   return in_double(a) ? general_bytes<double>(a) : general_bytes<float>(a);
 }
 
