@@ -102,6 +102,7 @@ def test_wheel_holds_the_package_and_its_configs(tmp_path: Path) -> None:
     built = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)],
         capture_output=True, text=True, check=False,
+        env={**os.environ, "NVSUBQ_CUDA": "OFF"},  # which tests/ops/test_cuda_library.py looks at
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -112,5 +113,6 @@ def test_wheel_holds_the_package_and_its_configs(tmp_path: Path) -> None:
     assert {"nvsubq/configs/train.yaml", "nvsubq/training/report.html.jinja"} <= names
     assert configs <= names
     assert not [n for n in names if n.startswith(("tests/", "scripts/", "shared/"))]
-    kernels = [n for n in names if n.startswith("nvsubq/lib/")]
-    assert len(kernels) == 1, kernels  # the native library, or the reason why there is none
+    kernels = sorted(n.removeprefix("nvsubq/lib/") for n in names if n.startswith("nvsubq/lib/"))
+    assert len(kernels) == 2, kernels  # the native library, or the reason why there is none; the same for CUDA
+    assert "why_not_cuda.txt" in kernels

@@ -6,6 +6,7 @@ Needs the base install only.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -119,10 +120,51 @@ def _devices() -> None:
             about = torch.cuda.get_device_properties(index)
             memory = about.total_memory / 2**30
             _line(f"cuda:{index}", f"{about.name}, {memory:.0f} GiB, capability {about.major}.{about.minor}")
+            _line("", f"native kernels: {_code_for((about.major, about.minor))}")
+        _line("cuda versions", _cuda_versions())
     elif torch.version.cuda is None:
         _line("cuda", f"none: torch {torch.__version__} is built without CUDA")
     else:
         _line("cuda", f"none: torch is built for CUDA {torch.version.cuda} and finds no device or driver")
+
+
+def _code_for(capability: tuple[int, int]) -> str:
+    """Whether the native library can run on a GPU."""
+    from nvsubq.ops.native import library
+
+    reason = library.inactive("cuda") or library.lacks_code(capability)
+    return f"none: {reason}" if reason else f"compiled for {', '.join(library.architectures())}"
+
+
+def _cuda_versions() -> str:
+    """Those of the driver, torch and the native library; a driver serves its major version and older ones."""
+    import torch
+
+    from nvsubq.ops.native import library
+
+    driver = _driver_version()
+    found = [f"driver {driver or 'unknown'}", f"torch {torch.version.cuda}"]
+    built = [torch.version.cuda or ""]
+    if library.inactive("cuda") is None:
+        info = re.search(r"CUDA ([\d.]+)", library.library("cuda").nvsubq_build_info().decode())
+        built.append(info[1] if info else "")
+        found.append(f"native kernels {built[-1] or 'unknown'}")
+    text = ", ".join(found)
+    newest = max((int(version.split(".")[0]) for version in built if version), default=0)
+    if driver and int(driver.split(".")[0]) < newest:
+        text += f"; the driver is too old: one for CUDA {newest} is needed"
+    return text
+
+
+def _driver_version() -> str | None:
+    """The CUDA version that the driver supports, or None where it cannot be asked."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _backends() -> None:
@@ -160,7 +202,7 @@ def _ops() -> list[str]:
     import torch
 
     from nvsubq.cli import self_test
-    from nvsubq.ops import backends
+    from nvsubq.ops import backends, native
 
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     tested = [backend for backend in backends() if backend.active and backend.name != "reference"]
@@ -169,9 +211,12 @@ def _ops() -> list[str]:
     for device in devices:
         for backend in tested:
             for op in self_test.OPS:
-                if op not in backend.ops or (backend.name, device) == ("native", "cuda"):
+                if op not in backend.ops:
                     continue
                 label = f"{op}, {backend.name}, {device}"
+                if backend.name == "native" and (lacks := native.missing(op, torch.device(device))):
+                    _line(label, f"not there: {lacks}", width=28)
+                    continue
                 failed += _attempt(label, partial(self_test.op_error, op, backend.name, device))
     return failed
 

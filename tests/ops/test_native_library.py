@@ -190,7 +190,7 @@ def test_a_library_of_other_sources(tmp_path: Path) -> None:
 def test_the_environment_names_a_library(tmp_path: Path) -> None:
     mine = tmp_path / "mine.so"
     shutil.copy(library.folder() / library.CPU.file_name, mine)
-    code = "from nvsubq.ops import native; print(native.inactive("cpu") or open('/proc/self/maps').read())"
+    code = "from nvsubq.ops import native; print(native.inactive('cpu') or open('/proc/self/maps').read())"
     for named, said in ((mine, str(mine)), (tmp_path / "none.so", "the native library cannot be loaded: ")):
         environment = {**os.environ, "NVSUBQ_LIBRARY": str(named)}
         done = subprocess.run(

@@ -5,19 +5,23 @@
 namespace nvsubq {
 namespace {
 
-constexpr int kAhead = 4, kAcross = 32, kAlong = 8;  // inputs in flight; threads of a block
+constexpr int kAcross = 32, kAlong = 8;  // threads of a block
+constexpr int kMostLanes = 4, kAhead = 4, kBlocks = 2;  // channels and inputs in flight of a thread; blocks on a multiprocessor
+constexpr int64_t kLongest = 64;  // steps of a thread
 
 // Gradients of the inputs that the window of cotangents `g` reaches.
-template <class S, int V>
+template <class S, int V, bool PLAIN>
 class Backward {
   using T = typename ComputeOf<S>::type;
 
  public:
-  __device__ __forceinline__ Backward(const Conv& a, const Walk& walk, const Tiling& tiling, const Place& place)
-      : a_(a), place_(place), steps_(walk.steps(place.row, block_of(a, place.channel))), x_(a.x), dy_(a.d_y), dx_(a.d_x) {
-    stop_ = min(place.begin + tiling.piece, steps_.length);
-    end_ = min(stop_, steps_.count);
-    to_ = dx_.at(place.row, place.channel);
+  __device__ __forceinline__ Backward(const Conv& a, const Taps<T, V>& taps, const Walk& walk, const Tiling& tiling,
+                                      const Place& place)
+      : a_(a), taps_(taps), place_(place), steps_(walk.steps(place.row, block_of(a, place.channel))), path_(steps_) {
+    stop_ = min(place.begin + tiling.piece, path_.length);
+    end_ = min(stop_, path_.count);
+    to_ = Rows<S>(a.d_x).at(place.row, place.channel);
+    to_stride_ = int(a.d_x.stride[1]);
 #pragma unroll
     for (int v = 0; v < V; ++v) d_bias[v] = T(0);
 #pragma unroll
@@ -27,60 +31,55 @@ class Backward {
   }
 
   __device__ __forceinline__ void run() {
-    if (place_.begin < end_ || place_.begin == 0) walk();
-    clear<S, V>(steps_, to_, dx_.cell, place_.begin, stop_);
+    if (place_.begin < end_ || (!PLAIN && place_.begin == 0)) walk();
+    if constexpr (!PLAIN) clear<S, V>(path_, to_, to_stride_, place_.begin, stop_);
   }
 
   T d_weight[kTaps][V], d_bias[V];
 
  private:
   __device__ __forceinline__ void walk() {
-    const Taps<T, V> taps(a_, place_.channel);
-    Window<T, V> window(a_, steps_, x_, place_);
-    const S* from = x_.at(place_.row, place_.channel);
-    const S* cotangents = dy_.at(place_.row, place_.channel);
+    const S* from = Rows<S>(a_.x).at(place_.row, place_.channel);
+    const S* cotangents = Rows<S>(a_.d_y).at(place_.row, place_.channel);
+    const int from_stride = int(a_.x.stride[1]), cotangents_stride = int(a_.d_y.stride[1]);
+    Window<T, V, PLAIN> window(a_, path_, from, from_stride, place_);
     const bool gated = a_.flags & NVSUBQ_SILU;
     T g[kPast][V];
 #pragma unroll
     for (int i = 0; i < kPast; ++i)
 #pragma unroll
       for (int v = 0; v < V; ++v) g[i][v] = T(0);
-    int64_t cells[kPast] = {};
-    for (int64_t k = place_.begin; k < end_ + kPast; k += kAhead) {
+    int cells[kPast] = {};
+    const int count = path_.count;
+    for (int k = place_.begin; k < end_ + kPast; k += kAhead) {
       Pack<S, V> inputs[kAhead], grads[kAhead];
-      int64_t at_cell[kAhead];
+      int at_cell[kAhead];
       int32_t numbers[kAhead];
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i)
-        if (k + i < end_ + kPast && k + i < steps_.count) {
-          at_cell[i] = steps_.cell(k + i);
-          inputs[i] = load_pack<S, V>(from + at_cell[i] * x_.cell);
-          grads[i] = load_pack<S, V>(cotangents + at_cell[i] * dy_.cell);
-          numbers[i] = steps_.segment ? steps_.number(k + i) : 0;
-        } else {  // after the walk's end there is no cotangent
-          at_cell[i] = 0;
-          numbers[i] = -1;
+      for (int i = 0; i < kAhead; ++i) {  // past the end the last cell again, whose cotangent is not used
+        const int step = min(k + i, count - 1);
+        at_cell[i] = PLAIN || count > 0 ? path_.cell(step) : 0;
+        if (PLAIN || count > 0) {
+          inputs[i] = load_pack<S, V>(from + int64_t(at_cell[i]) * from_stride);
+          grads[i] = load_pack<S, V>(cotangents + int64_t(at_cell[i]) * cotangents_stride);
         }
+        numbers[i] = k + i < count ? path_.number(step) : -1;
+      }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (k + i >= end_ + kPast) continue;
         T now[V], latest[V];
-        const bool there = k + i < steps_.count;
-        if (there) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) now[v] = widen<T>(inputs[i].lane[v]), latest[v] = widen<T>(grads[i].lane[v]);
+        if (gated) {
           T sum[V];
+          window.sum(taps_, now, numbers[i], sum);
 #pragma unroll
-          for (int v = 0; v < V; ++v) now[v] = widen<T>(inputs[i].lane[v]), latest[v] = widen<T>(grads[i].lane[v]);
-          if (gated) {
-            window.sum(taps, now, numbers[i], sum);
-#pragma unroll
-            for (int v = 0; v < V; ++v) latest[v] *= silu_slope(sum[v]);
-          }
-          if (k + i < end_) add(window, now, latest, numbers[i]);
-        } else {
-#pragma unroll
-          for (int v = 0; v < V; ++v) now[v] = latest[v] = T(0);
+          for (int v = 0; v < V; ++v) latest[v] *= silu_slope(sum[v]);
         }
-        emit(taps, window, g, latest, numbers[i], k + i - kPast, cells[0]);
+#pragma unroll
+        for (int v = 0; v < V; ++v) latest[v] = k + i < count ? latest[v] : T(0);
+        if (k + i < end_) add(window, now, latest, numbers[i]);
+        emit(window, g, latest, numbers[i], k + i - kPast, cells[0]);
         window.push(now, numbers[i]);
 #pragma unroll
         for (int j = 0; j < kPast; ++j) {
@@ -90,7 +89,7 @@ class Backward {
         }
       }
     }
-    if (place_.begin == 0 && present(a_.d_initial_state))  // what no tap reaches
+    if (!PLAIN && place_.begin == 0 && present(a_.d_initial_state))  // what no tap reaches
       for (int64_t i = 0; i < a_.state_width - kPast; ++i)
         for (int v = 0; v < V; ++v)
           write_any<T>(a_.d_initial_state, at(a_.d_initial_state, place_.row, place_.channel + v, i),
@@ -98,12 +97,12 @@ class Backward {
   }
 
   // The share of one step in the sums.
-  __device__ __forceinline__ void add(const Window<T, V>& window, const T (&now)[V], const T (&latest)[V], int32_t its) {
+  __device__ __forceinline__ void add(const Window<T, V, PLAIN>& window, const T (&now)[V], const T (&latest)[V], int32_t its) {
 #pragma unroll
     for (int v = 0; v < V; ++v) d_bias[v] += latest[v];
 #pragma unroll
     for (int i = 0; i < kPast; ++i)
-      if (window.number[i] == its) {
+      if (PLAIN || window.number[i] == its) {
 #pragma unroll
         for (int v = 0; v < V; ++v) d_weight[i][v] = fma(latest[v], window.x[i][v], d_weight[i][v]);
       }
@@ -112,27 +111,28 @@ class Backward {
   }
 
   // The gradient of the window's oldest input, of a step whose cotangents `g` and `latest` are the four from it on.
-  __device__ __forceinline__ void emit(const Taps<T, V>& taps, const Window<T, V>& window, const T (&g)[kPast][V],
-                                       const T (&latest)[V], int32_t its, int64_t step, int64_t cell) const {
-    if (step < place_.begin && (place_.begin > 0 || !present(a_.d_initial_state))) return;
+  __device__ __forceinline__ void emit(const Window<T, V, PLAIN>& window, const T (&g)[kPast][V], const T (&latest)[V],
+                                       int32_t its, int step, int cell) const {
+    if (step >= end_) return;
+    if (step < place_.begin && (PLAIN || place_.begin > 0 || !present(a_.d_initial_state))) return;
     T sum[V];
 #pragma unroll
-    for (int v = 0; v < V; ++v) sum[v] = taps.weight[kPast][v] * g[0][v];
+    for (int v = 0; v < V; ++v) sum[v] = taps_.weight[kPast][v] * g[0][v];
 #pragma unroll
     for (int m = 1; m < kPast; ++m)
-      if (window.number[0] == window.number[m]) {
+      if (PLAIN || window.number[0] == window.number[m]) {
 #pragma unroll
-        for (int v = 0; v < V; ++v) sum[v] = fma(taps.weight[kPast - m][v], g[m][v], sum[v]);
+        for (int v = 0; v < V; ++v) sum[v] = fma(taps_.weight[kPast - m][v], g[m][v], sum[v]);
       }
-    if (window.number[0] == its) {
+    if (PLAIN || window.number[0] == its) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] = fma(taps.weight[0][v], latest[v], sum[v]);
+      for (int v = 0; v < V; ++v) sum[v] = fma(taps_.weight[0][v], latest[v], sum[v]);
     }
-    if (present(a_.d_final_state)) {
+    if (!PLAIN && present(a_.d_final_state)) {
 #pragma unroll
       for (int v = 0; v < V; ++v) sum[v] += from_final<T>(a_, steps_, place_.row, place_.channel + v, step);
     }
-    if (step < 0) {
+    if (!PLAIN && step < 0) {
       const int64_t i = a_.state_width + step;
       if (i < 0) return;
 #pragma unroll
@@ -143,14 +143,15 @@ class Backward {
     Pack<S, V> out;
 #pragma unroll
     for (int v = 0; v < V; ++v) out.lane[v] = narrow<S>(sum[v]);
-    store_pack<S, V>(to_ + cell * dx_.cell, out);
+    store_pack<S, V>(to_ + int64_t(cell) * to_stride_, out);
   }
 
   const Conv& a_;
+  const Taps<T, V>& taps_;
   const Place& place_;
   const Steps steps_;
-  const Rows<S> x_, dy_, dx_;
-  int64_t stop_, end_;
+  const Path<PLAIN> path_;
+  int stop_, end_, to_stride_;
   S* to_;
 };
 
@@ -168,14 +169,15 @@ __device__ __forceinline__ void store_sums(const T (&mine)[V], T* slices, T* to,
   __syncthreads();
 }
 
-template <class S, int V>
-__global__ void __launch_bounds__(kAcross* kAlong)
+template <class S, int V, bool PLAIN>
+__global__ void __launch_bounds__(kAcross* kAlong, sizeof(S) == 8 ? 1 : kBlocks)
     conv1d_backward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk, const __grid_constant__ Tiling tiling,
                     typename ComputeOf<S>::type* __restrict__ sums) {
   using T = typename ComputeOf<S>::type;
-  __shared__ T slices[kAcross * kAlong * V];
+  __shared__ T slices[kAcross * kAlong * V], shared[kTaps + 1][kMostChannels];
+  const Taps<T, V> taps(a, tiling, shared);
   const Place place(tiling, V, a.length);
-  Backward<S, V> backward(a, walk, tiling, place);
+  Backward<S, V, PLAIN> backward(a, taps, walk, tiling, place);
   if (place.there) backward.run();
   const bool there = place.channel < a.width;
   T* to = sums + (place.row * tiling.groups + place.group) * (kTaps + 1) * a.width + place.channel;
@@ -186,12 +188,15 @@ __global__ void __launch_bounds__(kAcross* kAlong)
 
 template <class S, int V>
 int launch_backward(const Conv& a, const Partials& partials, void* sums, cudaStream_t stream) {
-  Tiling tiling(a, V, partials.steps / kAlong, kAcross, kAcross * kAlong);
+  Tiling tiling(a, V, int(partials.steps / kAlong), kAcross, kAcross * kAlong);
   tiling.block.y = kAlong;  // also where there are fewer channels: the parts are the same for any V
   tiling.groups = partials.chunks;
   tiling.grid = unsigned(a.batch * tiling.groups * tiling.tiles);
-  return launch("conv1d backward", conv1d_backward<S, V>, tiling.grid, tiling.block, 0, stream, a, Walk(a), tiling,
-                static_cast<typename ComputeOf<S>::type*>(sums));
+  return for_plain(a, [&](auto plain) {
+    const auto kernel = conv1d_backward<S, V, plain.value>;
+    return launch("conv1d backward", kernel, tiling.grid, tiling.block, 0, stream, a, Walk(a), tiling,
+                  static_cast<typename ComputeOf<S>::type*>(sums));
+  });
 }
 
 }  // namespace
@@ -199,7 +204,7 @@ int launch_backward(const Conv& a, const Partials& partials, void* sums, cudaStr
 Partials partials_of(const Conv& a) {
   // Long pieces read few inputs twice and leave few sums; short ones make more threads.
   const int64_t quads = a.batch * ceil_div(a.width, 4), plenty = 1 << 18;
-  int64_t piece = 64;
+  int64_t piece = kLongest;
   while (piece > 16 && quads * ceil_div(a.length, piece) < plenty) piece /= 2;
   Partials p;
   p.steps = piece * kAlong;
@@ -213,7 +218,7 @@ int backward_fast(const Conv& a, const Partials& partials, void* sums, cudaStrea
     return fail(NVSUBQ_UNSUPPORTED, "d_y and d_x must have the dtype of x");
   return for_dtype(a.x.dtype, [&](auto kind) {
     using S = decltype(kind);
-    constexpr int V = kLanes<S> < 4 ? kLanes<S> : 4;  // more would not fit in the registers
+    constexpr int V = kLanes<S> < kMostLanes ? kLanes<S> : kMostLanes;
     const bool packs =
         a.width / a.blocks % V == 0 && packs_fit(a.x, V) && packs_fit(a.d_y, V) && packs_fit(a.d_x, V);
     return packs ? launch_backward<S, V>(a, partials, sums, stream) : launch_backward<S, 1>(a, partials, sums, stream);

@@ -2,6 +2,8 @@
 #ifndef NVSUBQ_CUDA_CONV1D_COMMON_CUH
 #define NVSUBQ_CUDA_CONV1D_COMMON_CUH
 
+#include <initializer_list>
+
 #include "../launch.h"
 #include "../math.cuh"
 #include "../storage.cuh"
@@ -51,9 +53,12 @@ __device__ __forceinline__ int64_t block_of(const Conv& a, int64_t channel) {
   return a.blocks == 1 ? 0 : channel / (a.width / a.blocks);
 }
 
-// A kernel of four taps side by side, for one storage dtype; `general.cu` has the others.
+// A kernel of four taps side by side, for one storage dtype and sizes of 32 bits; `general.cu` has the others.
 inline bool is_fast(const Conv& a) {
-  return a.taps == 4 && a.dilation == 1 && bool(a.flags & NVSUBQ_DOUBLE) == (a.x.dtype == NVSUBQ_F64);
+  constexpr int64_t most = int64_t(1) << 30;
+  for (const nvsubq_tensor* t : {&a.x, &a.y, &a.d_y, &a.d_x, &a.index, &a.segment})
+    if (present(*t) && (t->stride[1] > most || t->stride[1] < -most)) return false;
+  return a.taps == 4 && a.dilation == 1 && a.length < most && bool(a.flags & NVSUBQ_DOUBLE) == (a.x.dtype == NVSUBQ_F64);
 }
 
 // The partial sums of d_weight and d_bias, [parts][K + 1][D] in the compute dtype.

@@ -2,20 +2,31 @@
 #ifndef NVSUBQ_CUDA_CONV1D_FAST_CUH
 #define NVSUBQ_CUDA_CONV1D_FAST_CUH
 
+#include <type_traits>
+
 #include "common.cuh"
 
 namespace nvsubq {
 
 constexpr int kTaps = 4, kPast = kTaps - 1;
 
+// Calls `todo` with whether a call has no sequences and no states: its kernels need fewer registers.
+template <class F>
+int for_plain(const Conv& a, F todo) {
+  const bool plain = !present(a.segment) && !present(a.count) && !present(a.initial_state) && !present(a.d_final_state) &&
+                     !present(a.d_initial_state);
+  return plain ? todo(std::true_type()) : todo(std::false_type());
+}
+
 // How threads share a call: `x` of a block are packs of channels side by side, `y` pieces of the walk, each `piece`
 // steps long. Blocks are numbered by row, then along the walk, then by channels.
 struct Tiling {
-  int64_t piece, groups, tiles, packs;
+  int64_t groups, tiles, packs;
+  int piece;
   dim3 block;
   unsigned grid;
 
-  Tiling(const Conv& a, int lanes, int64_t steps, int across, int threads) : piece(steps) {
+  Tiling(const Conv& a, int lanes, int steps, int across, int threads) : piece(steps) {
     packs = a.width / lanes;
     const int64_t x = packs < across ? packs : across;
     block = dim3(unsigned(x < 1 ? 1 : x), unsigned(threads / (x < 1 ? 1 : x)));
@@ -28,7 +39,8 @@ struct Tiling {
 
 // A thread's part of a call.
 struct Place {
-  int64_t row, group, channel, begin;
+  int64_t row, group, channel;
+  int begin;  // step; they fit in 32 bits
   bool there;
 
   __device__ __forceinline__ Place(const Tiling& t, int lanes, int64_t length) {
@@ -37,63 +49,81 @@ struct Place {
     row = rest / unsigned(t.groups);
     const int64_t pack = int64_t(tile) * blockDim.x + threadIdx.x;
     channel = pack * lanes;
-    begin = (group * blockDim.y + threadIdx.y) * t.piece;
-    there = pack < t.packs && (begin < length || begin == 0);
+    const int64_t first = (group * blockDim.y + threadIdx.y) * t.piece;
+    there = pack < t.packs && (first < length || first == 0);
+    begin = there ? int(first) : 0;
   }
 };
 
-// The taps of V channels, oldest first, and their bias.
+constexpr int kMostChannels = 128;  // of a block
+
+// A walk in 32 bits, as all sizes of a call that `is_fast` are.
+template <bool PLAIN>
+struct Path {
+  const int64_t* index;
+  const int32_t* segment;
+  int index_stride, segment_stride, count, length;
+
+  __device__ __forceinline__ explicit Path(const Steps& s)
+      : index(s.index), segment(PLAIN ? nullptr : s.segment), index_stride(int(s.index_stride)),
+        segment_stride(int(s.segment_stride)), count(PLAIN ? int(s.length) : int(s.count)), length(int(s.length)) {}
+  __device__ __forceinline__ int cell(int step) const {
+    if (!index) return step;
+    const int64_t found = __ldg(index + int64_t(step) * index_stride);
+    return uint64_t(found) < uint64_t(length) ? int(found) : 0;
+  }
+  __device__ __forceinline__ int32_t number(int step) const {
+    return !PLAIN && segment ? __ldg(segment + int64_t(step < 0 ? 0 : step) * segment_stride) : 0;
+  }
+};
+
+// The taps of V channels, oldest first, and their bias. A block's threads read those of all its channels together.
 template <class T, int V>
 struct Taps {
   T weight[kTaps][V], bias[V];
 
-  __device__ __forceinline__ Taps(const Conv& a, int64_t channel) {
-    // As torch keeps them: the taps of a channel lie in one pack.
-    const bool dense = a.weight.stride[0] == kTaps && a.weight.stride[1] == 1 && !(reinterpret_cast<uintptr_t>(a.weight.data) & 15);
-    if (dense && a.weight.dtype == NVSUBQ_F32)
-      read_packs<float>(a, channel);
-    else if (dense && a.weight.dtype == NVSUBQ_BF16)
-      read_packs<bf16>(a, channel);
-    else
-      for (int j = 0; j < kTaps; ++j)
-#pragma unroll
-        for (int v = 0; v < V; ++v) weight[j][v] = read_any<T>(a.weight, at(a.weight, channel + v, j));
-#pragma unroll
-    for (int v = 0; v < V; ++v) bias[v] = present(a.bias) ? read_any<T>(a.bias, (channel + v) * a.bias.stride[0]) : T(0);
-  }
-
- private:
-  template <class W>
-  __device__ __forceinline__ void read_packs(const Conv& a, int64_t channel) {
+  __device__ __forceinline__ Taps(const Conv& a, const Tiling& tiling, T (&shared)[kTaps + 1][kMostChannels]) {
+    const int channels = int(blockDim.x) * V;
+    const int64_t first = int64_t(blockIdx.x % unsigned(tiling.tiles)) * channels;
+    for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < channels * (kTaps + 1); i += blockDim.x * blockDim.y) {
+      const int tap = i % (kTaps + 1), within = i / (kTaps + 1);
+      const int64_t channel = first + within;
+      if (channel >= a.width) continue;
+      if (tap < kTaps)
+        shared[tap][within] = read_any<T>(a.weight, at(a.weight, channel, tap));
+      else
+        shared[tap][within] = present(a.bias) ? read_any<T>(a.bias, channel * a.bias.stride[0]) : T(0);
+    }
+    __syncthreads();
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const auto taps = load_pack<W, kTaps>(static_cast<const W*>(a.weight.data) + (channel + v) * kTaps);
 #pragma unroll
-      for (int j = 0; j < kTaps; ++j) weight[j][v] = widen<T>(taps.lane[j]);
+      for (int j = 0; j < kTaps; ++j) weight[j][v] = shared[j][threadIdx.x * V + v];
+      bias[v] = shared[kTaps][threadIdx.x * V + v];
     }
   }
 };
 
-// The last inputs of a walk, newest last, and the numbers of their sequences (all 0 where there are none).
-template <class T, int V>
+// The last inputs of a walk, newest last, and the numbers of their sequences. PLAIN: there is one, and no state.
+template <class T, int V, bool PLAIN>
 struct Window {
   T x[kPast][V];
   int32_t number[kPast];
 
+  // `first` is the channels' place at cell 0.
   template <class S>
-  __device__ __forceinline__ Window(const Conv& a, const Steps& steps, const Rows<S>& rows, const Place& place) {
-    const S* first = rows.at(place.row, place.channel);
+  __device__ __forceinline__ Window(const Conv& a, const Path<PLAIN>& path, const S* first, int stride, const Place& place) {
 #pragma unroll
     for (int i = 0; i < kPast; ++i) {
-      const int64_t step = place.begin - kPast + i;
-      number[i] = steps.segment ? steps.number(step) : 0;
+      const int step = place.begin - kPast + i;
+      number[i] = path.number(step);
       if (step >= 0) {
-        const auto pack = load_pack<S, V>(first + steps.cell(step) * rows.cell);
+        const auto pack = load_pack<S, V>(first + int64_t(path.cell(step)) * stride);
 #pragma unroll
         for (int v = 0; v < V; ++v) x[i][v] = widen<T>(pack.lane[v]);
       } else {
 #pragma unroll
-        for (int v = 0; v < V; ++v) x[i][v] = before<T>(a, place.row, place.channel + v, step);
+        for (int v = 0; v < V; ++v) x[i][v] = PLAIN ? T(0) : before<T>(a, place.row, place.channel + v, step);
       }
     }
   }
@@ -104,7 +134,7 @@ struct Window {
     for (int v = 0; v < V; ++v) y[v] = taps.bias[v];
 #pragma unroll
     for (int i = 0; i < kPast; ++i)
-      if (number[i] == its) {
+      if (PLAIN || number[i] == its) {
 #pragma unroll
         for (int v = 0; v < V; ++v) y[v] = fma(taps.weight[i][v], x[i][v], y[v]);
       }
@@ -124,12 +154,12 @@ struct Window {
 
 // Zeros at the cells of a thread's steps that are not there.
 template <class S, int V>
-__device__ __forceinline__ void clear(const Steps& steps, S* first, int64_t stride, int64_t begin, int64_t end) {
+__device__ __forceinline__ void clear(const Path<false>& path, S* first, int stride, int begin, int end) {
   Pack<S, V> zero;
 #pragma unroll
   for (int v = 0; v < V; ++v) zero.lane[v] = narrow<S>(0.0f);
-  for (int64_t k = begin > steps.count ? begin : steps.count; k < end; ++k)
-    store_pack<S, V>(first + steps.cell(k) * stride, zero);
+  for (int k = max(begin, path.count); k < end; ++k)
+    store_pack<S, V>(first + int64_t(path.cell(k)) * stride, zero);
 }
 
 }  // namespace nvsubq

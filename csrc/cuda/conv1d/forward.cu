@@ -4,60 +4,80 @@
 namespace nvsubq {
 namespace {
 
-constexpr int kAhead = 8;  // inputs in flight
+constexpr bool kPrefetch = true;
+constexpr int kMostLanes = 4, kAhead = 4, kBlocks = 3;  // channels and inputs in flight of a thread; blocks on a multiprocessor
+constexpr int64_t kLongest = 32, kPlenty = 1 << 18;  // steps of a thread; threads that are enough
 
-template <class S, int V>
-__global__ void __launch_bounds__(256) conv1d_forward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk,
-                                                      const __grid_constant__ Tiling tiling) {
+// Inputs of some steps, asked for together. Past the end it is the last one again, which goes nowhere.
+template <class S, int V, bool PLAIN>
+struct Batch {
+  Pack<S, V> packs[kAhead];
+  int cells[kAhead];
+  int32_t numbers[kAhead];
+
+  __device__ __forceinline__ void load(const Path<PLAIN>& path, const S* from, int stride, int begin, int end) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int step = min(begin + i, end - 1);
+      cells[i] = path.cell(step);
+      packs[i] = load_pack<S, V>(from + int64_t(cells[i]) * stride);
+      numbers[i] = path.number(step);
+    }
+  }
+};
+
+template <class S, int V, bool PLAIN>
+__global__ void __launch_bounds__(256, sizeof(S) == 8 ? 1 : kBlocks)
+    conv1d_forward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk, const __grid_constant__ Tiling tiling) {
   using T = typename ComputeOf<S>::type;
+  __shared__ T shared[kTaps + 1][kMostChannels];
+  const Taps<T, V> taps(a, tiling, shared);
   const Place place(tiling, V, a.length);
   if (!place.there) return;
-  const Steps steps = walk.steps(place.row, block_of(a, place.channel));
-  const Rows<S> x(a.x), y(a.y);
-  const S* from = x.at(place.row, place.channel);
-  S* to = y.at(place.row, place.channel);
-  const int64_t stop = min(place.begin + tiling.piece, steps.length), end = min(stop, steps.count);
+  const Path<PLAIN> path(walk.steps(place.row, block_of(a, place.channel)));
+  const S* from = Rows<S>(a.x).at(place.row, place.channel);
+  S* to = Rows<S>(a.y).at(place.row, place.channel);
+  const int from_stride = int(a.x.stride[1]), to_stride = int(a.y.stride[1]);
+  const int stop = min(place.begin + tiling.piece, path.length), end = min(stop, path.count);
   if (place.begin < end) {
-    const Taps<T, V> taps(a, place.channel);
-    Window<T, V> window(a, steps, x, place);
+    Batch<S, V, PLAIN> batch, next;
+    batch.load(path, from, from_stride, place.begin, end);
+    Window<T, V, PLAIN> window(a, path, from, from_stride, place);
     const bool gated = a.flags & NVSUBQ_SILU;
-    for (int64_t k = place.begin; k < end; k += kAhead) {
-      Pack<S, V> packs[kAhead];
-      int64_t cells[kAhead];
-      int32_t numbers[kAhead];
+    for (int k = place.begin; k < end; k += kAhead) {
+      if (kPrefetch && k + kAhead < end) next.load(path, from, from_stride, k + kAhead, end);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (k + i >= end) continue;
-        cells[i] = steps.cell(k + i);
-        packs[i] = load_pack<S, V>(from + cells[i] * x.cell);
-        numbers[i] = steps.segment ? steps.number(k + i) : 0;
-      }
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        if (k + i >= end) continue;
         T now[V], sum[V];
 #pragma unroll
-        for (int v = 0; v < V; ++v) now[v] = widen<T>(packs[i].lane[v]);
-        window.sum(taps, now, numbers[i], sum);
+        for (int v = 0; v < V; ++v) now[v] = widen<T>(batch.packs[i].lane[v]);
+        window.sum(taps, now, batch.numbers[i], sum);
         Pack<S, V> out;
 #pragma unroll
         for (int v = 0; v < V; ++v) out.lane[v] = narrow<S>(gated ? silu(sum[v]) : sum[v]);
-        store_pack<S, V>(to + cells[i] * y.cell, out);
-        window.push(now, numbers[i]);
+        if (k + i < end) store_pack<S, V>(to + int64_t(batch.cells[i]) * to_stride, out);
+        window.push(now, batch.numbers[i]);
       }
+      if (kPrefetch)
+        batch = next;
+      else if (k + kAhead < end)
+        batch.load(path, from, from_stride, k + kAhead, end);
     }
   }
-  clear<S, V>(steps, to, y.cell, place.begin, stop);
+  if constexpr (!PLAIN) clear<S, V>(path, to, to_stride, place.begin, stop);
 }
 
 template <class S, int V>
 int launch_forward(const Conv& a, cudaStream_t stream) {
   // Long pieces read few inputs twice; short ones make more threads.
-  const int64_t threads = a.batch * (a.width / V), plenty = 1 << 18;
-  int64_t piece = 32;
-  while (piece > kAhead && threads * ceil_div(a.length, piece) < plenty) piece /= 2;
-  const Tiling tiling(a, V, piece, 32, 256);
-  return launch("conv1d forward", conv1d_forward<S, V>, tiling.grid, tiling.block, 0, stream, a, Walk(a), tiling);
+  const int64_t threads = a.batch * (a.width / V), plenty = kPlenty;
+  int64_t piece = kLongest;
+  while (piece > 8 && threads * ceil_div(a.length, piece) < plenty) piece /= 2;
+  const Tiling tiling(a, V, int(piece), 32, 256);
+  return for_plain(a, [&](auto plain) {
+    const auto kernel = conv1d_forward<S, V, plain.value>;
+    return launch("conv1d forward", kernel, tiling.grid, tiling.block, 0, stream, a, Walk(a), tiling);
+  });
 }
 
 }  // namespace
@@ -66,7 +86,7 @@ int forward_fast(const Conv& a, cudaStream_t stream) {
   if (a.y.dtype != a.x.dtype) return fail(NVSUBQ_UNSUPPORTED, "y must have the dtype of x");
   return for_dtype(a.x.dtype, [&](auto kind) {
     using S = decltype(kind);
-    constexpr int V = kLanes<S>;
+    constexpr int V = kLanes<S> < kMostLanes ? kLanes<S> : kMostLanes;
     const bool packs = a.width / a.blocks % V == 0 && packs_fit(a.x, V) && packs_fit(a.y, V);
     return packs ? launch_forward<S, V>(a, stream) : launch_forward<S, 1>(a, stream);
   });

@@ -92,13 +92,18 @@ class NativeCall:
             y, state = _Recorded.apply(self, tables, final, *tensors)
         else:
             y, state, _ = self.run_forward(self.readable(tensors), tables, keep=False, end=final)
-        return (y, state) if final else y
+        return (y, state) if final else y  # type: ignore[return-value]
 
     def forward(
         self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None, *, end: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Give y, the final state (empty unless `end`) and what `backward` needs."""
-        return self.run_forward(self.readable(tensors), self.tables(seq_idx, order), keep=True, end=end)
+        y, final, saved = self.run_forward(
+            self.readable(tensors), self.tables(seq_idx, order), keep=True, end=end
+        )
+        if final is None:
+            final = y.new_empty(0, dtype=self.final.dtype)
+        return y, final, y.new_empty(0, dtype=self.dtype) if saved is None else saved
 
     def backward(
         self,
@@ -134,25 +139,26 @@ class NativeCall:
 
     def run_forward(
         self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give y, the final state (empty unless `end`) and, if kept, what `run_backward` needs."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Give y, with `end` the final state and, if it is kept and not empty, what `run_backward` needs."""
         like: Any = tensors[0]
         y = like.new_empty(self.y.shape, dtype=self.y.dtype)
-        final = like.new_empty(self.final.shape if end else 0, dtype=self.final.dtype)
-        saved = like.new_empty(self.saved_elements, dtype=self.dtype) if keep else final
+        final = like.new_empty(self.final.shape, dtype=self.final.dtype) if end else None
+        saved = (
+            like.new_empty(self.saved_elements, dtype=self.dtype) if keep and self.saved_elements else None
+        )
         which = "forward" if end else "forward without state"
         packed = self.structs().get((which, tables.which))
         if packed is None:
-            outputs = {"y": y, "final_state": final if end else None}
-            packed = self._pack(which, tensors, tables, outputs)
-        packed.run([*tensors, y, final], tables, saved if keep else None)
+            packed = self._pack(which, tensors, tables, {"y": y, "final_state": final})
+        packed.run([*tensors, y, final], tables, saved)
         return y, final, saved
 
     def run_backward(
         self,
         d_y: Tensor | None,
         d_final: Tensor | None,
-        saved: Tensor,
+        saved: Tensor | None,
         tensors: Tensors,
         tables: Tables,
         into: Mapping[str, Tensor] | None = None,
@@ -209,7 +215,7 @@ class NativeCall:
 
 
 class _Recorded(torch.autograd.Function):
-    """y and the final state; keeps the inputs and what the library saved."""
+    """y and the final state, or None; keeps the inputs and what the library saved."""
 
     @staticmethod
     def forward(  # type: ignore[override]

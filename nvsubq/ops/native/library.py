@@ -198,9 +198,7 @@ def lacks_code(capability: tuple[int, int]) -> str | None:
             return None
         if kind == "sm" and own[0] == major and own[1] <= minor:
             return None
-    return (
-        f"the library has code for {', '.join(architectures())}, not for compute capability {major}.{minor}"
-    )
+    return f"it has code for {', '.join(architectures())}, not for compute capability {major}.{minor}"
 
 
 def forget() -> None:
