@@ -6,7 +6,7 @@
 #include "../storage.cuh"
 #include "../walk.cuh"
 
-namespace nvsubq {
+namespace nvsubq::selective {
 
 using Selective = nvsubq_selective_scan_args;
 
@@ -43,8 +43,8 @@ struct Chunks {
 };
 
 // Element n of a tensor by state: [D, N] where it is fixed, else [B, L, G, N].
-__device__ __forceinline__ int64_t by_state(const nvsubq_tensor& t, bool fixed, int64_t row, int64_t cell, int64_t group,
-                                            int64_t channel, int64_t n) {
+__device__ __forceinline__ int64_t by_state(const nvsubq_tensor& t, bool fixed, int64_t row, int64_t cell,
+                                            int64_t group, int64_t channel, int64_t n) {
   return fixed ? channel * t.stride[0] + n * t.stride[1]
                : row * t.stride[0] + cell * t.stride[1] + group * t.stride[2] + n * t.stride[3];
 }
@@ -103,6 +103,6 @@ constexpr int64_t kMostStates = 256;
 int general_forward(const Selective& a, cudaStream_t stream);
 int general_backward(const Selective& a, void* memory, cudaStream_t stream);
 
-}  // namespace nvsubq
+}  // namespace nvsubq::selective
 
 #endif

@@ -10,7 +10,7 @@
 #include "../math.cuh"
 #include "common.cuh"
 
-namespace nvsubq {
+namespace nvsubq::selective {
 
 constexpr int kRing = 8;    // tiles whose cells are known
 constexpr float kLog2e = 1.4426950408889634f;
@@ -197,6 +197,6 @@ struct NextCell {
   }
 };
 
-}  // namespace nvsubq
+}  // namespace nvsubq::selective
 
 #endif

@@ -1,15 +1,15 @@
 // `selective_scan`, fast: where walks are cut into pieces, the states that enter each, or the cotangents that arrive at
 // its end. First every piece alone, as if nothing came before (or behind) it; then the pieces of a row one after the
 // other, where a piece lets through exp(A sum of delta) of what arrives.
-#include "fast_backward.cuh"
+#include "window.cuh"
 
-namespace nvsubq {
+namespace nvsubq::selective {
 namespace {
 
 // Walks over a window: the states q, or their cotangents from behind, and the sums of delta.
 template <bool FORTH, bool STARTS>
-__device__ __forceinline__ void walk_window(const Window& m, const int (&here)[2], int g, int fours, const float (&A)[4],
-                                            float (&q)[4], float (&sum)[2]) {
+__device__ __forceinline__ void walk_window(const Window& m, const int (&here)[2], int g, int fours,
+                                            const float (&A)[4], float (&q)[4], float (&sum)[2]) {
 #pragma unroll 4
   for (int i_four = 0; i_four < fours; ++i_four) {
     const int four = FORTH ? i_four : fours - 1 - i_four;
@@ -40,8 +40,8 @@ __device__ __forceinline__ void walk_window(const Window& m, const int (&here)[2
 template <class S, bool FORTH>
 __global__ void __launch_bounds__(kBackThreads)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
-                    const __grid_constant__ Chunks chunks, const __grid_constant__ Options is, float* __restrict__ local,
-                    float* __restrict__ sums) {
+                    const __grid_constant__ Chunks chunks, const __grid_constant__ Options is,
+                    float* __restrict__ local, float* __restrict__ sums) {
   extern __shared__ __align__(16) char memory[];
   auto& m = *reinterpret_cast<Window*>(memory);
   const int64_t parts = (chunks.width + kWide - 1) / kWide;
@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kBackThreads)
   const int64_t row = at_piece.row, states = a.states;
   const Steps steps = walk.steps(row, at_piece.group * a.blocks / chunks.groups);
   const int64_t group_end = (at_piece.group + 1) * chunks.run;
-  const int64_t first = at_piece.group * chunks.run + at_piece.chunk % chunks.per_group * chunks.width + blockIdx.x % parts * kWide;
+  const int64_t chunk_begin = at_piece.group * chunks.run + at_piece.chunk % chunks.per_group * chunks.width;
+  const int64_t first = chunk_begin + blockIdx.x % parts * kWide;
   const int there = int(group_end - first < kWide ? group_end - first : kWide);
   if (there <= 0) return;
   const int64_t end = steps.count < at_piece.end ? steps.count : at_piece.end;
@@ -141,12 +142,13 @@ int carry(const Selective& a, bool forth, const Options& is, float* arriving, fl
   if (const int status = launch("selective_scan carry", kernel, grid, kBackThreads, sizeof(Window), stream, a, Walk(a),
                                 chunks, is, arriving, sums))
     return status;
-  return launch("selective_scan arrive", selective_arrive, dim3(unsigned(ceil_div(a.batch * a.width * a.states, 128))), 128,
-                0, stream, a, forth, arriving, static_cast<const float*>(sums));
+  const dim3 all(unsigned(ceil_div(a.batch * a.width * a.states, 128)));
+  return launch("selective_scan arrive", selective_arrive, all, 128, 0, stream, a, forth, arriving,
+                static_cast<const float*>(sums));
 }
 
 template int carry<float>(const Selective&, bool, const Options&, float*, float*, cudaStream_t);
 template int carry<f16>(const Selective&, bool, const Options&, float*, float*, cudaStream_t);
 template int carry<bf16>(const Selective&, bool, const Options&, float*, float*, cudaStream_t);
 
-}  // namespace nvsubq
+}  // namespace nvsubq::selective

@@ -5,7 +5,7 @@
 #include "common.cuh"
 #include "numbers.cuh"
 
-namespace nvsubq {
+namespace nvsubq::selective {
 
 constexpr int kThreads = 128;
 
@@ -132,6 +132,6 @@ inline int lanes_of(int64_t states) {
   return lanes;
 }
 
-}  // namespace nvsubq
+}  // namespace nvsubq::selective
 
 #endif

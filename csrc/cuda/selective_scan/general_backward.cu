@@ -2,7 +2,7 @@
 // states of a window are made again from those kept at its border, those of a short tile of it are held.
 #include "general.cuh"
 
-namespace nvsubq {
+namespace nvsubq::selective {
 namespace {
 
 constexpr int kTile = 16, kWarps = kThreads / 32;
@@ -35,7 +35,8 @@ __device__ __forceinline__ Cx<T> shuffled(Cx<T> x, int by) {
 // Adds the channels of a block up for each step and lane, and puts (or adds) the sums to those of the chunk.
 template <class T, bool CX, class X>
 __device__ void over_channels(Shared<T, CX>& shared, const Partials<T>& partials, const typename Partials<T>::Cells& to,
-                              const Place& p, const TileOf<T>& tile, const X* values, int64_t n, int64_t most, bool first) {
+                              const Place& p, const TileOf<T>& tile, const X* values, int64_t n, int64_t most,
+                              bool first) {
   const int warp = threadIdx.x / 32, thread = threadIdx.x % 32;
   for (int t = 0; t < tile.cells; ++t) {
     Number<T, CX> x;
@@ -311,8 +312,9 @@ int run(const Selective& a, void* memory, cudaStream_t stream) {
 }  // namespace
 
 int general_backward(const Selective& a, void* memory, cudaStream_t stream) {
-  if (in_double(a)) return is_complex(a.A) ? run<double, true>(a, memory, stream) : run<double, false>(a, memory, stream);
+  if (in_double(a))
+    return is_complex(a.A) ? run<double, true>(a, memory, stream) : run<double, false>(a, memory, stream);
   return is_complex(a.A) ? run<float, true>(a, memory, stream) : run<float, false>(a, memory, stream);
 }
 
-}  // namespace nvsubq
+}  // namespace nvsubq::selective

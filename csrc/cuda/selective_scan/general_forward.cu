@@ -1,7 +1,7 @@
 // `selective_scan`, forward, for every call.
 #include "general.cuh"
 
-namespace nvsubq {
+namespace nvsubq::selective {
 namespace {
 
 template <class T, bool CX, int PER>
@@ -87,4 +87,4 @@ int general_forward(const Selective& a, cudaStream_t stream) {
   return is_complex(a.A) ? run<float, true>(a, stream) : run<float, false>(a, stream);
 }
 
-}  // namespace nvsubq
+}  // namespace nvsubq::selective

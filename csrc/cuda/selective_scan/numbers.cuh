@@ -6,7 +6,7 @@
 
 #include "../storage.cuh"
 
-namespace nvsubq {
+namespace nvsubq::selective {
 
 template <class T>
 struct Cx {
@@ -133,6 +133,6 @@ __device__ __forceinline__ void expm1_over(Number<T, CX> z, Number<T, CX> e, Num
   *value = series, *slope = series_slope;
 }
 
-}  // namespace nvsubq
+}  // namespace nvsubq::selective
 
 #endif

@@ -2,7 +2,7 @@
 #include "../entry.h"
 #include "fast.cuh"
 
-namespace nvsubq {
+namespace nvsubq::selective {
 namespace {
 
 template <class T>
@@ -25,7 +25,8 @@ int64_t saved(const Selective& a) {
 
 int served(const Selective& a) {
   if (a.states <= kMostStates) return NVSUBQ_OK;
-  return fail(NVSUBQ_UNSUPPORTED, "states (=%lld) must be at most %lld on CUDA", (long long)a.states, (long long)kMostStates);
+  return fail(NVSUBQ_UNSUPPORTED, "states (=%lld) must be at most %lld on CUDA", (long long)a.states,
+              (long long)kMostStates);
 }
 
 int forward(const Selective& a, cudaStream_t stream) {
@@ -40,7 +41,8 @@ int backward(const Selective& a, cudaStream_t stream) {
 
 }  // namespace
 
-}  // namespace nvsubq
+}  // namespace nvsubq::selective
 
-NVSUBQ_DECLARE(selective_scan, nvsubq::Selective)
-const nvsubq::Op<nvsubq::Selective> nvsubq::cuda_selective_scan = {nvsubq::workspace, nvsubq::saved, nvsubq::forward, nvsubq::backward};
+NVSUBQ_DECLARE(selective_scan, nvsubq_selective_scan_args)
+const nvsubq::Op<nvsubq_selective_scan_args> nvsubq::cuda_selective_scan = {
+    nvsubq::selective::workspace, nvsubq::selective::saved, nvsubq::selective::forward, nvsubq::selective::backward};

@@ -1,7 +1,7 @@
 // `selective_scan`: partial sums of a backward into gradients, one thread for each number, always in the same order.
 #include "common.cuh"
 
-namespace nvsubq {
+namespace nvsubq::selective {
 namespace {
 
 constexpr int kThreads = 128;
@@ -19,16 +19,17 @@ __global__ void __launch_bounds__(kThreads)
   const T* first = partials.of(from, row, cell, group * each, 0) + within;
   T sum = 0;
   for (int64_t chunk = 0; chunk < each; ++chunk) sum += first[chunk * run];
-  const int64_t n = within / from.parts, offset = row * to.stride[0] + cell * to.stride[1] + group * to.stride[2] + n * to.stride[3];
+  const int64_t n = within / from.parts;
+  const int64_t offset = row * to.stride[0] + cell * to.stride[1] + group * to.stride[2] + n * to.stride[3];
   write_any<T>(to, offset * from.parts + within % from.parts, sum);
 }
 
-// Sums over pieces of walks, by channel; a tensor [D] counts as one state. Each slice of threads has every eighth piece.
+// Sums over pieces of walks, by channel; a tensor [D] counts as one state. A slice of threads has every eighth piece.
 constexpr int kColumns = 32, kSlices = 8;
 template <class T>
 __global__ void __launch_bounds__(kColumns* kSlices)
-    selective_add_channels(const T* __restrict__ from, const __grid_constant__ nvsubq_tensor to, int64_t pieces, int64_t states,
-                           int64_t parts, int64_t count) {
+    selective_add_channels(const T* __restrict__ from, const __grid_constant__ nvsubq_tensor to, int64_t pieces,
+                           int64_t states, int64_t parts, int64_t count) {
   __shared__ T slices[kSlices][kColumns];
   const int64_t i = int64_t(blockIdx.x) * kColumns + threadIdx.x;
   T sum = 0;
@@ -49,9 +50,11 @@ template <class T>
 int add_cells(const Partials<T>& partials, const typename Partials<T>::Cells& from, const nvsubq_tensor& to,
               int64_t batch, int64_t groups, cudaStream_t stream) {
   if (!from.parts || !has(to)) return NVSUBQ_OK;
-  const int64_t all = to.stride[2] == 0 ? 1 : groups, count = batch * partials.length * all * partials.states * from.parts;
-  return launch("selective_scan sums by cell", selective_add_cells<T>, dim3(unsigned(ceil_div(count, kThreads))), kThreads,
-                0, stream, partials, from, to, all, count);
+  const int64_t all = to.stride[2] == 0 ? 1 : groups;
+  const int64_t count = batch * partials.length * all * partials.states * from.parts;
+  const dim3 grid(unsigned(ceil_div(count, kThreads)));
+  return launch("selective_scan sums by cell", selective_add_cells<T>, grid, kThreads, 0, stream, partials, from, to,
+                all, count);
 }
 
 template <class T>
@@ -97,4 +100,4 @@ int add_up(const Selective& a, const Partials<T>& p, int64_t groups, cudaStream_
 template int add_up<float>(const Selective&, const Partials<float>&, int64_t, cudaStream_t);
 template int add_up<double>(const Selective&, const Partials<double>&, int64_t, cudaStream_t);
 
-}  // namespace nvsubq
+}  // namespace nvsubq::selective

@@ -1,13 +1,13 @@
-// `selective_scan`, backward, fast: what its two kernels share. A window of 64 steps of 32 channels lies in shared
-// memory, laid out by all threads; then each warp walks over it with 8 channels. A lane has channels t and t + 4 and
-// states 2g and 2g + 1 of its warp's (t = lane % 4, g = lane / 4): a product of the tensor cores adds up over channels
+// `selective_scan`, fast: what the backward and the carrying kernels share. A window of 64 steps of 32 channels lies in
+// shared memory, laid out by all threads; then each warp walks over it with 8 channels. A lane has channels t and t + 4
+// and states 2g and 2g + 1 of its warp's (t = lane % 4, g = lane / 4): a product of the tensor cores adds up over channels
 // what d_B and d_C ask for, while sums over states go through shared memory.
-#ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_FAST_BACKWARD_CUH
-#define NVSUBQ_CUDA_SELECTIVE_SCAN_FAST_BACKWARD_CUH
+#ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_WINDOW_CUH
+#define NVSUBQ_CUDA_SELECTIVE_SCAN_WINDOW_CUH
 
 #include "fast.cuh"
 
-namespace nvsubq {
+namespace nvsubq::selective {
 
 constexpr int kWindow = kBorder, kWarps = 4, kWide = 8 * kWarps;  // steps, warps of a block, channels
 constexpr int kBackThreads = 32 * kWarps;
@@ -34,8 +34,10 @@ struct alignas(16) Window {
   __device__ __forceinline__ void read_parameters(const Selective& a, int64_t first, int there) {
     const int c = threadIdx.x;
     if (c >= kWide) return;
-    bias[c] = has(a.delta_bias) && c < there ? read_any<float>(a.delta_bias, (first + c) * a.delta_bias.stride[0]) : 0.0f;
-    skip[c] = has(a.D) && c < there ? read_any<float>(a.D, (first + c) * a.D.stride[0]) : 0.0f;
+    const auto read = [&](const nvsubq_tensor& t) {
+      return has(t) && c < there ? read_any<float>(t, (first + c) * t.stride[0]) : 0.0f;
+    };
+    bias[c] = read(a.delta_bias), skip[c] = read(a.D);
   }
 };
 
@@ -84,7 +86,10 @@ struct Layer {
     for (int i = 0; i < kRounds; ++i) {
       const int32_t from = some_cell(cell(i));
       delta_of[i] = load_four<WHOLE>(delta.at(from), valid);
-      if constexpr (kBack) z_of[i] = load_four<WHOLE>(z.at(from), valid), d_y_of[i] = load_four<WHOLE>(d_y.at(from), valid);
+      if constexpr (kBack) {
+        z_of[i] = load_four<WHOLE>(z.at(from), valid);
+        d_y_of[i] = load_four<WHOLE>(d_y.at(from), valid);
+      }
       if constexpr (kForth) u_of[i] = load_four<WHOLE>(u.at(from), valid);
     }
 #pragma unroll
@@ -160,6 +165,6 @@ __device__ __forceinline__ int64_t hidden(int64_t x) {
 template <class S>
 int carry(const Selective& a, bool forth, const Options& is, float* arriving, float* sums, cudaStream_t stream);
 
-}  // namespace nvsubq
+}  // namespace nvsubq::selective
 
 #endif
