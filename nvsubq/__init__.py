@@ -29,6 +29,7 @@ _HOME = {
     "allow_targets": "nvsubq.lazy_config",
     "ConfigError": "nvsubq.lazy_config",
     "PLACEHOLDER": "nvsubq.lazy_config",
+    "load_weights": "nvsubq.compat.weights",
     "backends": "nvsubq.ops",
     "use_backend": "nvsubq.ops",
 }
@@ -47,12 +48,14 @@ __all__ = [
     "backends",
     "from_yaml",
     "instantiate",
+    "load_weights",
     "to_yaml",
     "use_backend",
     "validate",
 ]
 
 if TYPE_CHECKING:
+    from nvsubq.compat.weights import load_weights
     from nvsubq.lazy_config import (
         PLACEHOLDER,
         ConfigError,

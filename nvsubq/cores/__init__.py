@@ -7,23 +7,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvsubq.cores.attention import Attention
-    from nvsubq.cores.base import LTV_LRNN, Core, detach_cache
+    from nvsubq.cores.base import LTV_LRNN, Core
+    from nvsubq.cores.cache import clone_cache, detach_cache, move_cache, reorder_cache
     from nvsubq.cores.mamba import Mamba
     from nvsubq.cores.mamba2 import Mamba2
     from nvsubq.cores.rglru import RGLRU
     from nvsubq.cores.s5 import S5
+    from nvsubq.cores.s7 import S7
 
-__all__ = ["LTV_LRNN", "RGLRU", "S5", "Attention", "Core", "Mamba", "Mamba2", "detach_cache"]
+__all__ = [
+    "LTV_LRNN",
+    "RGLRU",
+    "S5",
+    "S7",
+    "Attention",
+    "Core",
+    "Mamba",
+    "Mamba2",
+    "clone_cache",
+    "detach_cache",
+    "move_cache",
+    "reorder_cache",
+]
 
 _FILES = {
     "LTV_LRNN": "base",
     "RGLRU": "rglru",
     "S5": "s5",
+    "S7": "s7",
     "Attention": "attention",
     "Core": "base",
     "Mamba": "mamba",
     "Mamba2": "mamba2",
-    "detach_cache": "base",
+    "clone_cache": "cache",
+    "detach_cache": "cache",
+    "move_cache": "cache",
+    "reorder_cache": "cache",
 }
 
 

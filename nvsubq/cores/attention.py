@@ -13,9 +13,9 @@ from nvsubq.cores.base import (
     LTV_LRNN,
     check_at_least,
     check_step_input,
-    own_states,
     parse_dtype,
 )
+from nvsubq.cores.cache import own_states
 from nvsubq.ops.walks import Walk, plan_walk
 
 _HEAD_WIDTH = 64

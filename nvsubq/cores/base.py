@@ -1,4 +1,4 @@
-"""What cores share: the base class under the seed's name, the walk's arguments, and the rules of caches."""
+"""What cores share: the base class under the seed's name, and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from nvsubq.cores.cache import check_cache
 from nvsubq.ops import segments_of
 
 # Which core takes which discretization. The base takes the seed's list, for cores that users write.
@@ -15,6 +16,7 @@ DISCRETIZATIONS: dict[str, tuple[str | None, ...]] = {
     "LTV_LRNN": ("zoh", "bilinear", "dirac", "async", "no_discretization", None),
     "Mamba": ("mamba", "zoh", "bilinear", "dirac"),
     "S5": ("zoh", "bilinear", "dirac", "async"),
+    "S7": (None,),
     "Mamba2": (None,),
     "RGLRU": (None,),
     "Attention": (None,),
@@ -156,7 +158,7 @@ class LTV_LRNN(nn.Module, ABC):
         if integration_timesteps is not None:
             raise ValueError(
                 f"`integration_timesteps` must be None: {type(self).__name__} has no use for them "
-                "(Mamba and S5 have)."
+                "(Mamba, S5 and S7 have)."
             )
 
 
@@ -216,20 +218,6 @@ def check_timesteps(timesteps: Tensor, batch: int, length: int) -> Tensor:
     return timesteps
 
 
-def check_cache(inference_cache: dict[str, Any], batch: int) -> None:
-    """Raise ValueError unless the cache has an offset and states for `batch` sequences."""
-    if "seqlen_offset" not in inference_cache:
-        raise ValueError(
-            f"`inference_cache` must come from `allocate_inference_cache`: it has no 'seqlen_offset', "
-            f"only {sorted(inference_cache)}."
-        )
-    for key, state in inference_cache.items():
-        if isinstance(state, Tensor) and state.shape[0] != batch:
-            raise ValueError(
-                f"`inference_cache[{key!r}]` holds {state.shape[0]} sequences, the input has {batch}."
-            )
-
-
 def mask_absent(x: Tensor, seq_idx: Tensor | None) -> Tensor:
     """Zero the cells `[B, L, *]` that are not there (negative `seq_idx`), and their gradients.
 
@@ -244,57 +232,3 @@ def mask_absent(x: Tensor, seq_idx: Tensor | None) -> Tensor:
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which states are kept: fp64 for fp64, else fp32."""
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
-
-
-def write_cache(inference_cache: dict[str, Any], advance: int, **states: Tensor) -> None:
-    """Store new states and advance the offset.
-
-    With grad the cache gets the new tensors, attached to the graph. Without, the old ones are overwritten
-    at their addresses, unless a graph or an inference mode that has ended still owns them.
-    The dtypes of the cache are kept.
-    """
-    for key, new in states.items():
-        old = inference_cache[key]
-        if torch.is_grad_enabled() or _is_owned(old):
-            inference_cache[key] = new.to(old.dtype)
-        elif torch.compiler.is_compiling() or new.data_ptr() != old.data_ptr():
-            old.copy_(new)
-    if "ssm_state" in inference_cache:
-        inference_cache["ssm_state"] = inference_cache["lrnn_state"]
-    inference_cache["seqlen_offset"] += advance
-
-
-def _is_owned(state: Tensor) -> bool:
-    """Whether a graph, or an inference mode that has ended, keeps a state from being changed in place."""
-    if torch.compiler.is_compiling():  # which can't be asked about inference mode
-        return state.requires_grad
-    return state.requires_grad or (state.is_inference() and not torch.is_inference_mode_enabled())
-
-
-def own_states(inference_cache: dict[str, Any]) -> None:
-    """Before a step without grad: replace states that a graph or an ended inference mode owns by copies."""
-    for key, state in inference_cache.items():
-        if isinstance(state, Tensor) and _is_owned(state):
-            inference_cache[key] = state.detach().clone()
-    if "ssm_state" in inference_cache:
-        inference_cache["ssm_state"] = inference_cache["lrnn_state"]
-
-
-def detach_cache(inference_cache: dict[str, Any]) -> dict[str, Any]:
-    """Cut the cache's tensors from the graph, in the same dict, and return it (truncated backpropagation).
-
-    Example:
-        >>> import torch
-        >>> from nvsubq.cores import Mamba, detach_cache
-        >>> core = Mamba(d_model=8)
-        >>> cache = core.allocate_inference_cache(1, 4)
-        >>> _ = core(torch.randn(1, 4, 8), inference_cache=cache)
-        >>> detach_cache(cache)["lrnn_state"].requires_grad
-        False
-    """
-    for key, state in inference_cache.items():
-        if isinstance(state, Tensor):
-            inference_cache[key] = state.detach()
-    if "ssm_state" in inference_cache:
-        inference_cache["ssm_state"] = inference_cache["lrnn_state"]
-    return inference_cache

@@ -32,3 +32,23 @@ def hippo_normal_eigen(size: int) -> tuple[Tensor, Tensor]:
     real = normal.diagonal().mean()
     imag, basis = torch.linalg.eigh(-1j * (normal - torch.diag(normal.diagonal())).to(torch.complex128))
     return torch.complex(real.expand(size), imag), basis
+
+
+def hippo_blocks(size: int, blocks: int, *, half: bool = False) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a block-diagonal matrix of equal HiPPO-LegS blocks.
+
+    Args:
+        size: number of eigenvalues.
+        blocks: number of blocks; it divides `size`.
+        half: of blocks twice as large, keep one of each pair of conjugates.
+
+    Returns:
+        eigenvalues `[size]`, and the eigenvectors as columns, `[size, size]` (`[2 size, size]` with `half`).
+
+    Example:
+        >>> hippo_blocks(4, 2)[1].abs().gt(0).int().tolist()
+        [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    """
+    each = size // blocks
+    eigenvalues, basis = hippo_normal_eigen(2 * each if half else each)
+    return eigenvalues[:each].repeat(blocks), torch.block_diag(*[basis[:, :each]] * blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,25 +14,20 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
-    check_cache,
     check_dt_range,
     check_step_input,
     check_timesteps,
     mask_absent,
-    own_states,
     parse_dtype,
     state_dtype,
-    write_cache,
 )
+from nvsubq.cores.branches import convolve, convolve_step, make_branches, make_states, parse_dilations
+from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import linears_of, own_of, weights_of
-from nvsubq.ops import (
-    causal_conv1d,
-    causal_conv1d_update,
-    mamba_inner,
-    selective_scan,
-    selective_state_update,
-)
+from nvsubq.ops import mamba_inner, selective_scan, selective_state_update
 from nvsubq.ops.steps import mamba_step
+
+_GATE_BIAS = 4.0  # a decay's gate starts near 1
 
 
 class Mamba(LTV_LRNN):
@@ -40,8 +36,8 @@ class Mamba(LTV_LRNN):
     `(x, z) = W_in h; x = SiLU(conv(x)); (d, B, C) = W_x x; delta = softplus(W_dt d + b_dt); A = -exp(A_log);
     s_k = Abar_k s_{k-1} + Bbar_k B_k x_k; y_k = C_k s_k + D x_k; out = W_out(y * SiLU(z))`.
     Given `integration_timesteps`, the decay of cell k uses `dt_k * softplus(b_dt)` instead of delta_k, while
-    the input keeps delta_k (the seed's asymmetric form). Parameters are named and shaped as in
-    `mamba_ssm.Mamba`, whose weights load as they are.
+    the input keeps delta_k (the seed's asymmetric form). With complex A, `y_k = 2 Re(C_k s_k) + D x_k`.
+    Parameters are named and shaped as in `mamba_ssm.Mamba`, whose weights load as they are.
 
     Args:
         d_model: width `C` of input and output.
@@ -61,9 +57,15 @@ class Mamba(LTV_LRNN):
         device: of the parameters.
         dtype: of the parameters; `A_log` and `D` are fp32 at least.
         discretization: "mamba" (`exp(delta A)`, `delta`), "zoh", "bilinear" or "dirac" (input coefficient 1).
+        conv_dilations: one causal convolution for each, mixed by `softmax(conv_gates)` where there are
+            several (lite-mamba's front end; its parameters are named as there).
+        a_init: "s4d_real" (`A_n = -n`) or "s4d_lin", complex: `A_n = -1/2 + i pi n` (arXiv:2206.11893).
+        a_modulation: gate the decay by the input: `Abar_k = sigmoid(W_a x_k + 4) Abar_k`.
+        event_mode: timesteps have a clock of their own, `softplus(dtA_proj.bias)`, not `softplus(b_dt)`.
+            A checkpoint without that bias starts it as b_dt; one with it loads without event mode too.
 
     Raises:
-        ValueError: an unknown `discretization` or `dt_init`, or a size or range that cannot be.
+        ValueError: an unknown `discretization`, `dt_init` or `a_init`, or a size or range that cannot be.
 
     Example:
         >>> import torch
@@ -94,14 +96,22 @@ class Mamba(LTV_LRNN):
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         discretization: str = "mamba",
+        *,
+        conv_dilations: Sequence[int] = (1,),
+        a_init: str = "s4d_real",
+        a_modulation: bool = False,
+        event_mode: bool = False,
     ) -> None:
         super().__init__(discretization)
         if dt_rank != "auto" and not isinstance(dt_rank, int):
             raise ValueError(f"`dt_rank` (={dt_rank!r}) must be 'auto' or an int.")
         if dt_init not in ("random", "constant"):
             raise ValueError(f"`dt_init` (={dt_init!r}) must be 'random' or 'constant'.")
+        if a_init not in ("s4d_real", "s4d_lin"):
+            raise ValueError(f"`a_init` (={a_init!r}) must be 's4d_real' or 's4d_lin'.")
         check_at_least(1, d_model=d_model, d_state=d_state, d_conv=d_conv)
         check_dt_range(dt_min, dt_max)
+        self.conv_dilations = parse_dilations(conv_dilations)
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
         if self.d_inner < 1:
@@ -111,27 +121,41 @@ class Mamba(LTV_LRNN):
         self.dt_min, self.dt_max, self.dt_init_floor = dt_min, dt_max, dt_init_floor
         self.dt_init, self.dt_scale = dt_init, dt_scale
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
+        self.a_init, self.a_modulation, self.event_mode = a_init, a_modulation, event_mode
 
         D, N, R = self.d_inner, d_state, self.dt_rank
         dtype = parse_dtype(dtype)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         kept: dict[str, Any] = {"device": device, "dtype": state_dtype(dtype)}
         self.in_proj = nn.Linear(d_model, 2 * D, bias=bias, **made)  # rows: x, z
-        self.conv1d = nn.Conv1d(D, D, d_conv, groups=D, padding=d_conv - 1, bias=conv_bias, **made)
-        self.x_proj = nn.Linear(D, R + 2 * N, bias=False, **made)  # rows: dt, B, C
+        branches = make_branches(D, d_conv, self.conv_dilations, conv_bias, made)
+        self.conv1d = branches[0]
+        if len(branches) > 1:
+            self.conv1d_layers = nn.ModuleList(branches)
+            self.conv_gates = nn.Parameter(torch.ones(len(branches), **kept))
+        self._rows = (R, N, N, N) if a_modulation else (R, N, N)  # of x_proj: dt, B, C and the decay's gate
+        self.x_proj = nn.Linear(D, sum(self._rows), bias=False, **made)
         self.dt_proj = nn.Linear(R, D, bias=True, **made)
-        self.A_log = nn.Parameter(torch.empty(D, N, **kept))
+        if event_mode:
+            self.dtA_proj = _Bias(D, **made)
+        self.A_log = nn.Parameter(torch.empty(D, N, **kept))  # of -Re A
+        if a_init == "s4d_lin":
+            self.A_imag = nn.Parameter(torch.empty(D, N, **kept))
+            self.A_imag._no_weight_decay = True  # type: ignore[attr-defined]
         self.D = nn.Parameter(torch.empty(D, **kept))
         self.out_proj = nn.Linear(D, d_model, bias=bias, **made)
         # Read by optimisers (no decay of decays) and by initialisers that zero every bias.
         self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
         self.D._no_weight_decay = True  # type: ignore[attr-defined]
-        self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
+        for layer in (self.dt_proj, self.dtA_proj) if event_mode else (self.dt_proj,):
+            layer.bias._no_reinit = True  # type: ignore[attr-defined]
+        self.register_load_state_dict_pre_hook(_adopt_event_bias)
         self._reset_recurrence()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew from torch's generator."""
-        for layer in (self.in_proj, self.conv1d, self.x_proj, self.out_proj):
+        layers: list[Any] = [self.in_proj, *self._branches(), self.x_proj, self.out_proj]
+        for layer in layers:
             layer.reset_parameters()
         self._reset_recurrence()
 
@@ -142,11 +166,28 @@ class Mamba(LTV_LRNN):
             self.dt_proj.weight.fill_(scale)
         else:
             self.dt_proj.weight.uniform_(-scale, scale)
-        log_dt = torch.empty(self.d_inner, dtype=self.A_log.dtype, device=self.A_log.device)
-        dt = log_dt.uniform_(math.log(self.dt_min), math.log(self.dt_max)).exp().clamp(min=self.dt_init_floor)
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(bias) = dt
-        self.A_log.copy_(torch.arange(1, self.d_state + 1, device=self.A_log.device).log())
+        for layer in (self.dt_proj, self.dtA_proj) if self.event_mode else (self.dt_proj,):
+            log_dt = torch.empty(self.d_inner, dtype=self.A_log.dtype, device=self.A_log.device)
+            dt = log_dt.uniform_(math.log(self.dt_min), math.log(self.dt_max)).exp()
+            dt = dt.clamp(min=self.dt_init_floor)
+            layer.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(bias) = dt
+        n = torch.arange(self.d_state, device=self.A_log.device)
+        if self.a_init == "s4d_lin":
+            self.A_log.fill_(math.log(0.5))
+            self.A_imag.copy_(math.pi * n)
+        else:
+            self.A_log.copy_((n + 1).log())
         self.D.fill_(1.0)
+        if len(self.conv_dilations) > 1:
+            self.conv_gates.fill_(1.0)
+
+    def _branches(self) -> Sequence[nn.Conv1d]:
+        if len(self.conv_dilations) == 1:
+            return (self.conv1d,)
+        return list(self.conv1d_layers)  # type: ignore[arg-type]
+
+    def _gates(self) -> Tensor | None:
+        return self.conv_gates if len(self.conv_dilations) > 1 else None
 
     def forward(
         self,
@@ -183,25 +224,23 @@ class Mamba(LTV_LRNN):
             integration_timesteps = check_timesteps(integration_timesteps, batch, length)
 
         xz = self.in_proj(mask_absent(hidden_states, seq_idx))  # (B, L, 2D)
-        conv = self.conv1d.weight[:, 0], self.conv1d.bias
         options = self._scan_options(integration_timesteps) | walk
-        u: Any
         y: Any
-        if inference_cache is None and self._has_plain_x_proj():
+        if inference_cache is None and self._is_plain():
             options["dt_bias"] = options.pop("delta_bias")
             del options["delta_softplus"]
-            projections = self.x_proj.weight, self.dt_proj.weight
-            y = mamba_inner(xz, *conv, *projections, A=self._rates(), D=self._skip(), **options)
+            weights = self.conv1d.weight[:, 0], self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight
+            y = mamba_inner(xz, *weights, A=self._rates(), D=self._skip(), **options)
         elif inference_cache is None:
             x, z = xz.chunk(2, dim=-1)
-            u = causal_conv1d(x, *conv, activation="silu", **walk)
-            y = selective_scan(*self._scan_inputs(u), z, **options)
+            u, _ = convolve(self._branches(), self._gates(), x, walk)
+            y = selective_scan(z=z, **self._scan_inputs(u), **options)
         else:
             x, z = xz.chunk(2, dim=-1)
-            walk |= {"initial_state": inference_cache["conv_state"], "return_final_state": True}
-            u, conv_state = causal_conv1d(x, *conv, activation="silu", **walk)
+            states = inference_cache["conv_state"]
+            u, conv_state = convolve(self._branches(), self._gates(), x, walk, states)
             options |= {"initial_state": inference_cache["lrnn_state"], "return_final_state": True}
-            y, state = selective_scan(*self._scan_inputs(u), z, **options)
+            y, state = selective_scan(z=z, **self._scan_inputs(u), **options)
             write_cache(inference_cache, length, conv_state=conv_state, lrnn_state=state)
         out = self.out_proj(y)
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
@@ -240,7 +279,9 @@ class Mamba(LTV_LRNN):
 
     def _fused_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
         """The step in one call, or None where the parts or the moment do not allow it."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self._is_fusable():
+            return None
+        if self.event_mode and timesteps is not None:
             return None
         linears = linears_of(self, "in_proj", "x_proj", "dt_proj", "out_proj")
         conv, own = weights_of(self.conv1d, nn.Conv1d), own_of(self, "A_log", "D")
@@ -271,18 +312,9 @@ class Mamba(LTV_LRNN):
 
     def _composed_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor:
         u, z = self.in_proj(x[:, 0]).chunk(2, dim=-1)
-        u = causal_conv1d_update(
-            cache["conv_state"],
-            u,
-            self.conv1d.weight[:, 0],
-            self.conv1d.bias,
-            activation="silu",
-            backend=self.backend,
-        )
-        options = self._scan_options(timesteps)
-        y = selective_state_update(
-            cache["lrnn_state"], *self._scan_inputs(u), z, **options, backend=self.backend
-        )
+        u = convolve_step(self._branches(), self._gates(), u, cache["conv_state"], self.backend)
+        options = self._scan_inputs(u) | self._scan_options(timesteps)
+        y = selective_state_update(cache["lrnn_state"], z=z, **options, backend=self.backend)
         out: Tensor = self.out_proj(y)[:, None]
         return out
 
@@ -294,35 +326,56 @@ class Mamba(LTV_LRNN):
         Args:
             batch_size: `B`.
             max_seqlen: accepted for the interface; the states do not grow.
-            dtype: of the convolution's inputs (default: the weights'); the recurrent state is fp32, or fp64.
+            dtype: of the convolution's inputs (default: the weights'); the recurrent state is fp32, or fp64,
+                and complex where A is.
 
         Returns:
-            `conv_state` `[B, D, K]`, newest last, `lrnn_state` `[B, D, N]` and `seqlen_offset`.
+            `conv_state` `[B, D, (K-1) dilation + 1]`, newest last (a list where there are several branches),
+            `lrnn_state` `[B, D, N]` and `seqlen_offset`.
         """
         weight = self.conv1d.weight
         taken: dict[str, Any] = {"device": weight.device, "dtype": parse_dtype(dtype or weight.dtype)}
-        exact: dict[str, Any] = {"device": weight.device, "dtype": state_dtype(weight.dtype)}
+        exact: dict[str, Any] = {"device": weight.device, "dtype": self._rates().dtype}
         return {
-            "conv_state": torch.zeros(batch_size, self.d_inner, self.d_conv, **taken),
+            "conv_state": make_states(self._branches(), batch_size, taken),
             "lrnn_state": torch.zeros(batch_size, self.d_inner, self.d_state, **exact),
             "seqlen_offset": 0,
         }
 
-    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """u, delta, A, B, C and D of the scan, from the convolved `x` `[..., D]`; delta lacks its bias."""
-        low, B, C = self.x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+    def _scan_inputs(self, u: Tensor) -> dict[str, Any]:
+        """What the scan gets from the convolved `u` `[..., D]`, and A and D; delta lacks its bias."""
+        low, B, C, *gate = self.x_proj(u).split(self._rows, dim=-1)
         delta = F.linear(low, self.dt_proj.weight)
-        return x, delta, self._rates(), B, C, self._skip()
+        inputs: dict[str, Any] = {
+            "u": u,
+            "delta": delta,
+            "A": self._rates(),
+            "B": B,
+            "C": C,
+            "D": self._skip(),
+        }
+        if gate:
+            inputs["decay_gate"] = torch.sigmoid(gate[0] + _GATE_BIAS)
+        return inputs
 
-    def _has_plain_x_proj(self) -> bool:
-        """Whether the weight says all that `x_proj` does: no hook, adapter or other module in its place."""
-        if torch.compiler.is_compiling():  # which fuses by itself
+    def _is_fusable(self) -> bool:
+        """Whether convolution and decay are those of the fused ops."""
+        return not self.a_modulation and self.a_init == "s4d_real" and self.conv_dilations == (1,)
+
+    def _is_plain(self) -> bool:
+        """Whether one op can do what lies between the projections in and out.
+
+        The weight has to say all that `x_proj` does: no hook, adapter or other module in its place.
+        """
+        if torch.compiler.is_compiling() or not self._is_fusable():  # the compiler fuses by itself
             return False
         found = weights_of(self.x_proj, nn.Linear)
         return found is not None and found["bias"] is None
 
     def _rates(self) -> Tensor:
-        return -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))
+        exact = state_dtype(self.A_log.dtype)
+        real = -torch.exp(self.A_log.to(exact))
+        return torch.complex(real, self.A_imag.to(exact)) if self.a_init == "s4d_lin" else real
 
     def _skip(self) -> Tensor:
         return self.D.to(state_dtype(self.A_log.dtype))
@@ -335,7 +388,8 @@ class Mamba(LTV_LRNN):
             "discretization": self.discretization,
         }
         if timesteps is not None:
-            options["delta_a"] = F.softplus(bias)
+            clock = self.dtA_proj.bias.to(bias.dtype) if self.event_mode else bias
+            options["delta_a"] = F.softplus(clock)
             options["timesteps"] = timesteps.to(bias.dtype)
         return options
 
@@ -344,3 +398,20 @@ class Mamba(LTV_LRNN):
             f"d_model={self.d_model}, d_state={self.d_state}, d_inner={self.d_inner}, "
             f"discretization={self.discretization!r}"
         )
+
+
+class _Bias(nn.Module):
+    """The part of STREAM's `dtA_proj` that its model uses; its weight is in checkpoints and has no effect."""
+
+    def __init__(self, width: int, **made: Any) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(width, **made))
+
+
+def _adopt_event_bias(core: Mamba, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let a checkpoint with a clock for events load without event mode, and one without it with."""
+    state.pop(f"{prefix}dtA_proj.weight", None)
+    if not core.event_mode:
+        state.pop(f"{prefix}dtA_proj.bias", None)
+    elif f"{prefix}dt_proj.bias" in state:
+        state.setdefault(f"{prefix}dtA_proj.bias", state[f"{prefix}dt_proj.bias"])

@@ -14,15 +14,13 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
-    check_cache,
     check_dt_range,
     check_step_input,
     mask_absent,
-    own_states,
     parse_dtype,
     state_dtype,
-    write_cache,
 )
+from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.cores.norm import GroupRMSNorm
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, ssd_scan, ssd_state_update

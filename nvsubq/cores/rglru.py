@@ -14,16 +14,16 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
-    check_cache,
     check_step_input,
     mask_absent,
-    own_states,
     parse_dtype,
     state_dtype,
-    write_cache,
 )
+from nvsubq.cores.block_linear import BlockLinear
+from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, rglru_scan, rglru_state_update
+from nvsubq.ops.rglru import GELUS
 from nvsubq.ops.steps import rglru_step
 
 
@@ -34,7 +34,7 @@ class RGLRU(LTV_LRNN):
     log abar_k = c r_k log a, a = sigmoid(a_log); s_k = abar_k s_{k-1} + sqrt(1 - abar_k^2) (i_k * x_k);
     out = W_out(g * s)`.
     At the start `a` itself is uniform in `a_init_range`, as the seed's text has it (the seed's package goes
-    through the wrong inverse; the paper draws `a^c`).
+    through the wrong inverse); with `a_init="a_c"` it is `a^c`, as in the paper.
 
     Args:
         d_model: width `C` of input and output.
@@ -48,9 +48,12 @@ class RGLRU(LTV_LRNN):
         layer_idx: number of the layer, kept for those who cache by layer.
         device: of the parameters.
         dtype: of the parameters; `a_log` is fp32 at least.
+        gate_blocks: number n of equal blocks of W_r and W_i, whose weights are then `[n, D/n, D/n]`.
+        a_init: what is uniform in `a_init_range` at the start: "a" or "a_c".
+        gelu: "erf", or its approximation by "tanh".
 
     Raises:
-        ValueError: a size or range that cannot be.
+        ValueError: a size, range or name that cannot be, or `gate_blocks` that do not divide `D`.
 
     Example:
         >>> import torch
@@ -75,9 +78,16 @@ class RGLRU(LTV_LRNN):
         layer_idx: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        *,
+        gate_blocks: int = 1,
+        a_init: str = "a",
+        gelu: str = "erf",
     ) -> None:
         super().__init__(None)
-        check_at_least(1, d_model=d_model, d_conv=d_conv)
+        check_at_least(1, d_model=d_model, d_conv=d_conv, gate_blocks=gate_blocks)
+        for name, value, allowed in (("a_init", a_init, ("a", "a_c")), ("gelu", gelu, GELUS)):
+            if value not in allowed:
+                raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(map(repr, allowed))}.")
         if c <= 0:
             raise ValueError(f"`c` (={c}) must be positive.")
         low, high = _pair(a_init_range)
@@ -90,7 +100,10 @@ class RGLRU(LTV_LRNN):
             raise ValueError(
                 f"`expand` (={expand}) must give at least one channel of `d_model` (={d_model})."
             )
+        if self.d_inner % gate_blocks:
+            raise ValueError(f"`gate_blocks` (={gate_blocks}) must divide the inner width (={self.d_inner}).")
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
+        self.gate_blocks, self.a_init, self.gelu = gate_blocks, a_init, gelu
 
         D = self.d_inner
         dtype = parse_dtype(dtype)
@@ -98,12 +111,17 @@ class RGLRU(LTV_LRNN):
         self.gate_proj = nn.Linear(d_model, D, bias=bias, **made)
         self.in_proj = nn.Linear(d_model, D, bias=bias, **made)
         self.conv1d = nn.Conv1d(D, D, d_conv, groups=D, padding=d_conv - 1, bias=conv_bias, **made)
-        self.recurrent_gate_proj = nn.Linear(D, D, bias=True, **made)
-        self.input_gate_proj = nn.Linear(D, D, bias=True, **made)
+        self.recurrent_gate_proj = self._gate(D, made)
+        self.input_gate_proj = self._gate(D, made)
         self.a_log = nn.Parameter(torch.empty(D, 1, device=device, dtype=state_dtype(dtype)))
         self.out_proj = nn.Linear(D, d_model, bias=bias, **made)
         self.a_log._no_weight_decay = True  # type: ignore[attr-defined]
         self._reset_recurrence()
+
+    def _gate(self, width: int, made: dict[str, Any]) -> nn.Linear | BlockLinear:
+        if self.gate_blocks == 1:
+            return nn.Linear(width, width, bias=True, **made)
+        return BlockLinear(width, self.gate_blocks, **made)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew from torch's generator."""
@@ -115,7 +133,8 @@ class RGLRU(LTV_LRNN):
     def _reset_recurrence(self) -> None:
         # In fp64: fp32 has few numbers just below 1, and 1 itself would be an infinite logit.
         a = torch.empty_like(self.a_log, dtype=torch.float64).uniform_(*self.a_init_range)
-        self.a_log.copy_(a.log() - torch.log1p(-a))  # sigmoid(a_log) = a
+        log_a = a.log() / self.c if self.a_init == "a_c" else a.log()
+        self.a_log.copy_(log_a - torch.log(-torch.expm1(log_a)))  # sigmoid(a_log) = a
 
     def forward(
         self,
@@ -198,7 +217,7 @@ class RGLRU(LTV_LRNN):
 
     def _fused_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor | None:
         """The step in one call, or None where the parts or the moment do not allow it."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.gelu != "erf":
             return None
         names = ("in_proj", "gate_proj", "recurrent_gate_proj", "input_gate_proj", "out_proj")
         linears, conv = linears_of(self, *names), weights_of(self.conv1d, nn.Conv1d)
@@ -277,8 +296,7 @@ class RGLRU(LTV_LRNN):
 
     def _scan_inputs(self, x: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
         """x, the logits r and i without biases, a_log and the gate, from the convolved `x` `[..., D]`."""
-        r = F.linear(x, self.recurrent_gate_proj.weight)
-        i = F.linear(x, self.input_gate_proj.weight)
+        r, i = _logits(self.recurrent_gate_proj, x), _logits(self.input_gate_proj, x)
         return x, r, i, self.a_log[:, 0].to(state_dtype(self.a_log.dtype)), gate
 
     def _scan_options(self) -> dict[str, Any]:
@@ -287,10 +305,16 @@ class RGLRU(LTV_LRNN):
             "r_bias": self.recurrent_gate_proj.bias.to(exact),
             "i_bias": self.input_gate_proj.bias.to(exact),
             "c": self.c,
+            "gelu": self.gelu,
         }
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, d_inner={self.d_inner}, c={self.c:g}"
+
+
+def _logits(gate: nn.Linear | BlockLinear, x: Tensor) -> Tensor:
+    """What a gate makes of `x` without its bias, which the scan adds."""
+    return gate.logits(x) if isinstance(gate, BlockLinear) else F.linear(x, gate.weight)
 
 
 def _pair(values: Sequence[float]) -> tuple[float, float]:

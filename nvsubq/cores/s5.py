@@ -13,21 +13,21 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
-    check_cache,
     check_dt_range,
     check_step_input,
     check_timesteps,
     mask_absent,
-    own_states,
     parse_dtype,
     state_dtype,
-    write_cache,
 )
+from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import own_of
-from nvsubq.cores.hippo import hippo_normal_eigen
+from nvsubq.cores.hippo import hippo_blocks
 from nvsubq.ops import linear_scan, linear_state_update
 from nvsubq.ops.numerics import complex_of, expm1_over
 from nvsubq.ops.steps import s5_step
+
+_HIGHEST_REAL_PART = -1e-4  # of Lambda, where it is clipped
 
 
 class S5(LTV_LRNN):
@@ -48,9 +48,13 @@ class S5(LTV_LRNN):
         use_fast_path: False runs on the portable `torch` backend.
         device: of the parameters.
         dtype: of `B` and `C`; `A`, `D` and `log_dt` are fp32 at least.
+        blocks: number J of equal HiPPO blocks that the states start as.
+        clip_eigs: keep the real parts of Lambda at -1e-4 at most: no training makes the core unstable.
+        symmetric_timesteps: timesteps move the input coefficient too (the `zoh` of Event-SSM).
 
     Raises:
-        ValueError: an unknown `discretization`, or a size or range that cannot be.
+        ValueError: an unknown `discretization`, a size or range that cannot be, `blocks` that do not divide
+            `d_state`.
 
     Example:
         >>> import torch
@@ -74,15 +78,22 @@ class S5(LTV_LRNN):
         use_fast_path: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        *,
+        blocks: int = 1,
+        clip_eigs: bool = False,
+        symmetric_timesteps: bool = False,
     ) -> None:
         super().__init__(discretization)
-        check_at_least(1, d_model=d_model, d_state=d_state)
+        check_at_least(1, d_model=d_model, d_state=d_state, blocks=blocks)
+        if d_state % blocks:
+            raise ValueError(f"`blocks` (={blocks}) must divide `d_state` (={d_state}).")
         check_dt_range(dt_min, dt_max)
         if not step_rescale > 0:
             raise ValueError(f"`step_rescale` (={step_rescale}) must be positive.")
         self.d_model, self.d_state, self.conj_sym = d_model, d_state, conj_sym
         self.dt_min, self.dt_max, self.step_rescale = dt_min, dt_max, step_rescale
         self.use_fast_path = use_fast_path
+        self.blocks, self.clip_eigs, self.symmetric_timesteps = blocks, clip_eigs, symmetric_timesteps
 
         dtype = parse_dtype(dtype)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -99,9 +110,8 @@ class S5(LTV_LRNN):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start at HiPPO-LegS, with B, C, D and dt drawn from torch's generator."""
-        size = 2 * self.d_state if self.conj_sym else self.d_state
-        eigenvalues, basis = hippo_normal_eigen(size)
-        eigenvalues, basis = eigenvalues[: self.d_state], basis[:, : self.d_state]
+        eigenvalues, basis = hippo_blocks(self.d_state, self.blocks, half=self.conj_sym)
+        size = len(basis)
         self.A.copy_(torch.view_as_real(eigenvalues))
         # One stream of numbers for every device and dtype.
         drawn: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
@@ -194,7 +204,7 @@ class S5(LTV_LRNN):
     def _fused_step(self, u: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
         """The step in one call, or None where the parameters or the moment do not allow it."""
         own = None if torch.compiler.is_compiling() else own_of(self, "A", "B", "C", "D", "log_dt")
-        if own is None:
+        if own is None or self.clip_eigs or (self.symmetric_timesteps and timesteps is not None):
             return None
         return s5_step(
             u,
@@ -237,28 +247,39 @@ class S5(LTV_LRNN):
     def _recurrence(self, u: Tensor, timesteps: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Decays (rates, with timesteps) `[N]`, inputs gamma B u `[..., N]`, and the op's options."""
         exact = state_dtype(self.A.dtype)
-        rates, decays, gamma = self._discretize()
-        options: dict[str, Any] = {}
-        if timesteps is not None:
-            decays = rates
-            options["dt"] = timesteps.to(exact)
-            options["discretization"] = "bilinear" if self.discretization == "bilinear" else "zoh"
+        dt, rates = self._rates()
+        decays, options = rates, {}
+        if timesteps is None:
+            decays, gamma = self._discretize(dt, rates)
+        else:
+            kind = "bilinear" if self.discretization == "bilinear" else "zoh"
+            options = {"dt": timesteps.to(exact), "discretization": kind}
+            if self.symmetric_timesteps and self.discretization != "dirac":
+                options["input_scale"] = kind  # that of dt_k rates, so what is left is dt
+                gamma = dt.to(rates.dtype)
+            else:
+                _, gamma = self._discretize(dt, rates)
         b = torch.view_as_complex(self.B.to(exact)) * gamma.to(complex_of(exact))[:, None]  # (N, C)
         weight = torch.view_as_real(b).transpose(1, 2).reshape(2 * self.d_state, self.d_model)
         pairs = F.linear(u, weight.to(self.B.dtype))  # real and imaginary parts, beside each other
         pairs = pairs.to(exact).unflatten(-1, (self.d_state, 2))
         return decays.to(complex_of(exact)), torch.view_as_complex(pairs), options
 
-    def _discretize(self) -> tuple[Tensor, Tensor, Tensor]:
-        """dt Lambda, Abar and gamma `[N]` in complex128: in fp32 a phase of 130 radians is 1e-5 off."""
+    def _rates(self) -> tuple[Tensor, Tensor]:
+        """dt and dt Lambda `[N]` in fp64: in fp32 a phase of 130 radians is 1e-5 off."""
         dt = torch.exp(self.log_dt.double()) * self.step_rescale
-        rates = torch.view_as_complex(self.A.double()) * dt
+        real, imaginary = self.A.double().unbind(-1)
+        real = real.clamp(max=_HIGHEST_REAL_PART) if self.clip_eigs else real
+        return dt, torch.complex(real, imaginary) * dt
+
+    def _discretize(self, dt: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
+        """Abar and gamma `[N]`."""
         if self.discretization == "bilinear":
             below = 1.0 / (1.0 - rates / 2.0)
-            return rates, (1.0 + rates / 2.0) * below, dt * below
+            return (1.0 + rates / 2.0) * below, dt * below
         if self.discretization == "dirac":
-            return rates, torch.exp(rates), torch.ones_like(rates)
-        return rates, torch.exp(rates), dt * expm1_over(rates)  # zoh, async
+            return torch.exp(rates), torch.ones_like(rates)
+        return torch.exp(rates), dt * expm1_over(rates)  # zoh, async
 
     def _read_out(self, s: Tensor, u: Tensor) -> Tensor:
         kappa = 2.0 if self.conj_sym else 1.0

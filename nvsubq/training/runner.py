@@ -101,6 +101,7 @@ class _Training:
         """Builds everything, and writes the config with what was used."""
         config = self.config
         self.threads = system.set_threads(config.threads)
+        system.keep_freed_memory()
         # Its messages are of no use here: the same seed is in the config.
         L.seed_everything(config.seed, workers=True, verbose=False)
         self.resume = resume_path(config.ckpt_path)

@@ -49,10 +49,10 @@ def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
         )
         == 1
     )
-    assert "  core               attention, mamba, mamba2, rglru, s5" in lines
+    assert "  core               attention, mamba, mamba2, rglru, s5, s7" in lines
     for op in self_test.OPS:
         assert any(line.startswith(f"  {op}, torch, cpu") and " ok " in line for line in lines)
-    for core in ("attention", "mamba", "mamba2", "rglru", "s5"):
+    for core in ("attention", "mamba", "mamba2", "rglru", "s5", "s7"):
         assert any(line.startswith(f"  {core} ") and "parameters" in line for line in lines)
     assert max(map(len, lines)) <= 100
 

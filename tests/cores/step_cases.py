@@ -58,6 +58,7 @@ CASES = [
     *[_s5(kind, discretization=kind) for kind in ("zoh", "async", "bilinear", "dirac")],
     *[_s5(f"{kind}-timed", timed=True, discretization=kind) for kind in ("zoh", "bilinear", "dirac")],
     _s5("N1", d_state=1, conj_sym=True),
+    _s5("blocks", d_state=18, blocks=3),
     _s5("N64", d_state=64, conj_sym=True, step_rescale=0.5),
 ]
 SHORT = [

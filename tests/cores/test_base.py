@@ -14,14 +14,12 @@ from nvsubq.cores import LTV_LRNN, Core, detach_cache
 from nvsubq.cores.base import (
     DISCRETIZATIONS,
     check_at_least,
-    check_cache,
     check_dt_range,
     check_timesteps,
     mask_absent,
-    own_states,
     parse_dtype,
-    write_cache,
 )
+from nvsubq.cores.cache import check_cache, own_states, write_cache
 
 
 class Sum(LTV_LRNN):
@@ -54,9 +52,13 @@ def test_public_names():
         "Mamba",
         "Mamba2",
         "S5",
+        "S7",
         "RGLRU",
         "Attention",
+        "clone_cache",
         "detach_cache",
+        "move_cache",
+        "reorder_cache",
     }
     assert set(nvsubq.cores.__all__) <= set(dir(nvsubq.cores))
     for name in nvsubq.cores.__all__:
@@ -217,5 +219,5 @@ class TestCacheRules:
         with pytest.raises(ValueError, match="`integration_timesteps`") as error:
             Sum(3)(torch.zeros(1, 2, 3), torch.ones(1, 2))
         assert str(error.value) == (
-            "`integration_timesteps` must be None: Sum has no use for them (Mamba and S5 have)."
+            "`integration_timesteps` must be None: Sum has no use for them (Mamba, S5 and S7 have)."
         )

@@ -19,6 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Mamba": {},
     "Mamba2": {"d_state": 8, "headdim": 8},
     "S5": {"d_state": 8},
+    "S7": {"d_state": 8},
     "RGLRU": {},
     "Attention": {"num_heads": 2},
 }

@@ -53,17 +53,24 @@ CASES = [
     Case("Mamba", {"discretization": "zoh", "bias": True}, timesteps=True),
     Case("Mamba", {"discretization": "bilinear", "conv_bias": False}, timesteps=True),
     Case("Mamba", {"discretization": "dirac"}, timesteps=True),
+    Case("Mamba", {"a_init": "s4d_lin", "d_state": 4}, timesteps=True),
+    Case("Mamba", {"a_modulation": True, "event_mode": True}, timesteps=True),
+    Case("Mamba", {"conv_dilations": (1, 3), "d_conv": 3}, timesteps=True),
     Case("S5", {"d_state": 8}, timesteps=True),
     Case("S5", {"d_state": 8, "discretization": "bilinear", "conj_sym": True}, timesteps=True),
     Case("S5", {"d_state": 8, "discretization": "dirac"}, timesteps=True),
+    Case("S5", {"d_state": 8, "blocks": 2, "clip_eigs": True, "symmetric_timesteps": True}, timesteps=True),
+    Case("S7", {"d_state": 6, "J": 2}, timesteps=True),
+    Case("S7", {"d_state": 6, "variant": "delta", "residual": True}, timesteps=True),
     Case("Mamba2", {"d_state": 16, "headdim": 8}),
     Case("Mamba2", {"d_state": 16, "headdim": 8, "ngroups": 2, "D_has_hdim": True}),
     Case("RGLRU"),
     Case("RGLRU", {"bias": True, "expand": 2}),
+    Case("RGLRU", {"gate_blocks": 4, "a_init": "a_c", "gelu": "tanh"}),
     Case("Attention", {"num_heads": 2}),
     Case("Attention", {"num_heads": 2, "bias": True}),
 ]
-SIMPLE = [CASES[0], CASES[4], CASES[7], CASES[9], CASES[11]]  # one of each class
+SIMPLE = [CASES[i] for i in (0, 7, 11, 13, 15, 18)]  # one of each class
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_core = pytest.mark.parametrize("case", SIMPLE, ids=str)

@@ -9,7 +9,7 @@ import torch
 from test_contract import CASES, B, C, L, close, close_gradients, draw, every_case, every_core, gradients
 from torch import Tensor
 
-from nvsubq.cores import LTV_LRNN, detach_cache
+from nvsubq.cores import LTV_LRNN, clone_cache, detach_cache, move_cache, reorder_cache
 
 
 class TestCache:
@@ -108,6 +108,47 @@ class TestCache:
         want_y, want = gradients(core, x, core)
         close(y, want_y)
         close_gradients(found, want)
+
+    @every_case
+    @torch.no_grad()
+    def test_copies(self, case, tmp_path):
+        """A prefix goes on from a cloned, a saved and a reordered cache as from its own."""
+        core, x = case.make(), draw(B, 8, C)
+        cache = core.allocate_inference_cache(B, 8)
+        core(x[:, :5], inference_cache=cache)
+        torch.save(cache, tmp_path / "cache.pt")
+        rows = torch.tensor([2, 0, 2, 1])
+        copies = {
+            "clone": (clone_cache(cache), slice(None)),
+            "save": (torch.load(tmp_path / "cache.pt", weights_only=True), slice(None)),
+            "reorder": (reorder_cache(cache, rows), rows),
+        }
+        here = move_cache(cache, "cpu")
+        assert all(here[name] is state for name, state in cache.items() if isinstance(state, Tensor))
+        assert all(
+            state.device.type == "meta"
+            for state in move_cache(cache, "meta").values()
+            if isinstance(state, Tensor)
+        )
+        want = core(x)[:, 5:]
+        for name, (other, chosen) in copies.items():
+            got = [core.step(x[chosen, k : k + 1], other)[0] for k in (5, 6)]
+            got.append(core(x[chosen, 7:], inference_cache=other))
+            close(torch.cat(got, 1), want[chosen], msg=lambda text, name=name: f"{name}: {text}")
+            assert other["seqlen_offset"] == 8
+        assert cache["seqlen_offset"] == 5
+        close(core(x[:, 5:], inference_cache=cache), want)  # none of them wrote to it
+
+    def test_rows_that_are_not_there(self):
+        cache = CASES[0].make().allocate_inference_cache(2, 4)
+        for rows, message in (
+            (torch.tensor([0, 2]), r"`rows` \(=\[0, 2\]\) must be rows of the cache, 0 .. 1"),
+            (torch.tensor([-1]), r"`rows` \(=\[-1\]\) must be rows"),
+            (torch.tensor([0.5]), r"`rows` \(shape \[1\], torch.float32\) must be integers"),
+            (torch.tensor(0), r"`rows` \(shape \[\], torch.int64\) must be integers"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                reorder_cache(cache, rows)
 
     @every_core
     def test_detach_cache(self, case):

@@ -11,9 +11,16 @@ from omegaconf import OmegaConf
 import nvsubq.cores
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "core"
-CLASSES = {"mamba": "Mamba", "mamba2": "Mamba2", "s5": "S5", "rglru": "RGLRU", "attention": "Attention"}
+CLASSES = {
+    "mamba": "Mamba",
+    "mamba2": "Mamba2",
+    "s5": "S5",
+    "s7": "S7",
+    "rglru": "RGLRU",
+    "attention": "Attention",
+}
 # Where the file says something else than the signature: a required argument, and a mixer that sees both ways.
-CHOSEN = {("s5", "d_state"): 64, ("attention", "causal"): False}
+CHOSEN = {("s5", "d_state"): 64, ("s7", "d_state"): 16, ("attention", "causal"): False}
 
 
 def test_one_file_per_core():

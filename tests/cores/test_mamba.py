@@ -36,7 +36,12 @@ def make(**options: Any) -> Mamba:
     with torch.no_grad():  # away from the initial A and D, which are the same in all channels
         core.A_log += 0.3 * torch.randn_like(core.A_log)
         core.D += torch.randn_like(core.D)
+        if len(core.conv_dilations) > 1:
+            core.conv_gates += torch.randn_like(core.conv_gates)
     return core
+
+
+DILATED = {"conv_dilations": (1, 2, 5), "d_conv": 3}
 
 
 def by_hand(core: Mamba, h: Tensor, dt: Tensor | None = None) -> Tensor:
@@ -46,20 +51,28 @@ def by_hand(core: Mamba, h: Tensor, dt: Tensor | None = None) -> Tensor:
     window = F.pad(x, (0, 0, K - 1, 0)).unfold(1, K, 1)  # (B, L, D, K)
     x = (window * core.conv1d.weight[:, 0]).sum(-1)
     x = F.silu(x if core.conv1d.bias is None else x + core.conv1d.bias)
-    low, B, C = core.x_proj(x).split([core.dt_rank, core.d_state, core.d_state], -1)
+    rows = core.x_proj(x)
+    low, B, C = rows[..., : core.dt_rank + 2 * core.d_state].split(
+        [core.dt_rank, core.d_state, core.d_state], -1
+    )
+    gate = torch.sigmoid(rows[..., -core.d_state :] + 4) if core.a_modulation else torch.ones_like(B)
     delta = F.softplus(core.dt_proj(low))
     A = -core.A_log.exp()
-    s, outputs = torch.zeros(len(h), core.d_inner, core.d_state, dtype=h.dtype), []
+    if core.a_init == "s4d_lin":
+        A = torch.complex(A, core.A_imag)
+    clock = core.dtA_proj.bias if core.event_mode else core.dt_proj.bias
+    s, outputs = torch.zeros(len(h), core.d_inner, core.d_state, dtype=A.dtype), []
     for k in range(h.shape[1]):
         d = delta[:, k, :, None]
-        d_a = d if dt is None else dt[:, k, None, None] * F.softplus(core.dt_proj.bias)[:, None]
+        d_a = d if dt is None else dt[:, k, None, None] * F.softplus(clock)[:, None]
         if core.discretization == "bilinear":
             decay, scale = (1 + d_a * A / 2) / (1 - d_a * A / 2), d / (1 - d * A / 2)
         else:
             decay = torch.exp(d_a * A)
-            scale = {"mamba": d, "zoh": torch.expm1(d * A) / A, "dirac": 1.0}[core.discretization]
-        s = decay * s + scale * B[:, k, None] * x[:, k, :, None]
-        outputs.append((s * C[:, k, None]).sum(-1) + core.D * x[:, k])
+            scale = {"mamba": d, "zoh": (torch.exp(d * A) - 1) / A, "dirac": 1.0}[core.discretization]
+        s = gate[:, k, None] * decay * s + scale * B[:, k, None] * x[:, k, :, None]
+        read = (s * C[:, k, None]).sum(-1)
+        outputs.append((2 * read.real if A.is_complex() else read) + core.D * x[:, k])
     return core.out_proj(torch.stack(outputs, 1) * F.silu(z))
 
 
@@ -82,7 +95,7 @@ def compare(
 class TestOracles:
     @pytest.mark.parametrize("length", LENGTHS)
     @pytest.mark.parametrize(
-        "options", [{}, {"bias": True, "conv_bias": False, "dt_rank": 3, "d_conv": 3}], ids=str
+        "options", [{}, {"bias": True, "conv_bias": False, "dt_rank": 3, "d_conv": 3}, DILATED], ids=str
     )
     def test_lite_mamba(self, length, options):
         ours = make(**options)
@@ -119,13 +132,31 @@ class TestOracles:
         torch.testing.assert_close(cache["lrnn_state"], ssm_state, **ORACLE)
         torch.testing.assert_close(cache["conv_state"], conv_state[0], **ORACLE)
 
+    @torch.no_grad()
+    def test_steps_of_dilated_branches(self):
+        """Against lite-mamba's forward: its own step takes the taps of a dilated branch in reverse."""
+        ours, x = make(**DILATED), torch.randn(2, 20, 16)
+        theirs = lite_mamba.Mamba(16, **DILATED)
+        theirs.load_state_dict(ours.state_dict())
+        cache = ours.allocate_inference_cache(2, 20)
+        _, ssm_state = theirs.allocate_inference_cache(2, 20)
+        assert [list(state.shape) for state in cache["conv_state"]] == [[2, 32, 3], [2, 32, 5], [2, 32, 11]]
+        steps = [ours.step(x[:, k : k + 1], cache)[0] for k in range(20)]
+        torch.testing.assert_close(torch.cat(steps, 1), theirs(x), **ORACLE)
+        assert cache["lrnn_state"].shape == ssm_state.shape
+
 
 class TestFormulas:
     @pytest.mark.parametrize("timesteps", [False, True])
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"a_init": "s4d_lin", "d_state": 5}, {"a_modulation": True}, {"event_mode": True}],
+        ids=str,
+    )
     @pytest.mark.parametrize("discretization", ["mamba", "zoh", "bilinear", "dirac"])
-    def test_by_hand(self, discretization, timesteps):
+    def test_by_hand(self, discretization, options, timesteps):
         """In fp64 to 1e-10, with gradients: forward is the definition, term by term."""
-        core = make(discretization=discretization, bias=True, dtype=torch.float64).double()
+        core = make(discretization=discretization, bias=True, dtype=torch.float64, **options).double()
         x = torch.randn(2, 17, 16, dtype=torch.float64, requires_grad=True)
         dt = torch.rand(2, 17, dtype=torch.float64, requires_grad=True)
         args = (dt,) if timesteps else ()
@@ -261,6 +292,10 @@ class TestErrors:
                 "`discretization` (='euler') of Mamba must be one of 'mamba', 'zoh', 'bilinear', 'dirac'.",
             ),
             ({"dt_init": "zeros"}, "`dt_init` (='zeros') must be 'random' or 'constant'."),
+            ({"conv_dilations": ()}, "`conv_dilations` (=()) must be one or more positive integers."),
+            ({"conv_dilations": (1, 0)}, "`conv_dilations` (=(1, 0)) must be one or more positive integers."),
+            ({"conv_dilations": 2.5}, "`conv_dilations` (=(2.5,)) must be one or more positive integers."),
+            ({"a_init": "hippo"}, "`a_init` (='hippo') must be 's4d_real' or 's4d_lin'."),
             ({"dt_rank": "half"}, "`dt_rank` (='half') must be 'auto' or an int."),
             ({"dt_rank": 0}, "`dt_rank` (=0) must be at least 1."),
             ({"d_state": 0}, "`d_state` (=0) must be at least 1."),
@@ -274,10 +309,47 @@ class TestErrors:
             Mamba(16, **options)
         assert str(error.value) == text
 
-    @pytest.mark.parametrize("later", ["conv_dilations", "a_init", "a_modulation", "event_mode"])
-    def test_what_is_not_there_is_not_accepted(self, later):
-        with pytest.raises(TypeError, match=later):
-            Mamba(16, **{later: None})
+
+class TestEventCheckpoints:
+    """The clock of events, and the weight beside it that STREAM's package has and does not use."""
+
+    def test_load_into_event_mode(self) -> None:
+        source, core = make(event_mode=True), make(event_mode=True)
+        state = source.state_dict() | {"dtA_proj.weight": torch.randn(32, 1)}
+        core.load_state_dict(state)
+        assert torch.equal(core.dtA_proj.bias, source.dtA_proj.bias)
+        assert "dtA_proj.weight" in state
+
+    def test_load_into_plain_mode(self) -> None:
+        core = torch.nn.Sequential(make())
+        source = make(event_mode=True).state_dict() | {"dtA_proj.weight": torch.randn(32, 1)}
+        core.load_state_dict({f"0.{name}": value for name, value in source.items()})
+        assert torch.equal(core[0].dt_proj.bias, source["dt_proj.bias"])
+
+    def test_plain_ones_load_into_event_mode(self) -> None:
+        source, core = make(), make(event_mode=True)
+        core.load_state_dict(source.state_dict())
+        assert torch.equal(core.dtA_proj.bias, source.dt_proj.bias)
+
+    def test_what_is_missing_beside_it_is_still_told(self) -> None:
+        state = make().state_dict()
+        del state["dt_proj.bias"]
+        with pytest.raises(RuntimeError, match=r'Missing key.*"dt_proj.bias".*"dtA_proj.bias"'):
+            make(event_mode=True).load_state_dict(state)
+
+
+def test_a_decays_gate_starts_near_one() -> None:
+    core, x = Mamba(16, a_modulation=True), torch.randn(2, 9, 16)
+    gates = torch.sigmoid(core.x_proj(torch.randn(100, 32))[:, -16:] + 4)
+    assert 0.9 < gates.mean() < 1
+    assert core(x).isfinite().all()
+
+
+def test_complex_rates_start_as_s4d_lin() -> None:
+    core = Mamba(16, d_state=3, a_init="s4d_lin")
+    want = torch.complex(torch.tensor([-0.5] * 3), math.pi * torch.arange(3.0))
+    torch.testing.assert_close(core._rates().detach(), want.expand(32, 3))
+    assert core.allocate_inference_cache(1, 1)["lrnn_state"].dtype == torch.complex64
 
 
 def test_what_stands_in_for_x_proj_is_called() -> None:

@@ -19,6 +19,8 @@ OPTIONS = {
     "narrow": {"expand": 0.5, "conv_bias": False, "d_conv": 2, "c": 3.0},
     "one_wide": {"d_conv": 1, "a_init_range": (0.5, 0.5)},
     "portable": {"use_fast_path": False},
+    "blocks": {"gate_blocks": 3, "a_init": "a_c"},
+    "tanh": {"gelu": "tanh", "expand": 2, "gate_blocks": 2},
 }
 
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -41,10 +43,15 @@ def closed_form(core, weights, h):
     """`s_i = sum_{j <= i} a^(c (r_{j+1} + ... + r_i)) sqrt(1 - a^(2 c r_j)) i_j x_j`, all pairs at once."""
 
     def linear(name, x):
-        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
+        weight = weights[f"{name}.weight"]
+        weight = torch.block_diag(*weight) if weight.dim() == 3 else weight
+        return x @ weight.T + weights.get(f"{name}.bias", 0)
 
     gate = linear("gate_proj", h)
-    gate = gate / 2 * (1 + torch.erf(gate / math.sqrt(2)))
+    if core.gelu == "erf":
+        gate = gate / 2 * (1 + torch.erf(gate / math.sqrt(2)))
+    else:
+        gate = gate / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
     x = linear("in_proj", h)
     K = core.d_conv
     padded = F.pad(x, (0, 0, K - 1, 0))
@@ -135,6 +142,13 @@ def test_a_is_uniform_in_the_range():
     assert RGLRU(512, a_init_range=(0.99999999, 0.999999999)).a_log.isfinite().all()
 
 
+def test_the_papers_initialisation_draws_a_to_the_c():
+    core = RGLRU(512, a_init="a_c", c=8.0, a_init_range=(0.2, 0.3))
+    decays = core.a_log.detach().double().sigmoid() ** 8
+    assert 0.2 <= decays.min() < 0.21
+    assert 0.29 < decays.max() <= 0.3
+
+
 def test_long_memory_and_closed_gates_stay_finite():
     core = make()
     with torch.no_grad():
@@ -215,6 +229,9 @@ def test_reset_follows_torch_generator():
         ({"a_init_range": (0.0, 0.9)}, r"`a_init_range` \(=\(0.0, 0.9\)\) must satisfy 0 < low <= high < 1"),
         ({"a_init_range": (0.9, 0.5)}, r"`a_init_range` \(=\(0.9, 0.5\)\) must satisfy"),
         ({"a_init_range": (0.9, 1)}, r"`a_init_range` \(=\(0.9, 1.0\)\) must satisfy"),
+        ({"gate_blocks": 4}, r"`gate_blocks` \(=4\) must divide the inner width \(=6\)"),
+        ({"a_init": "b"}, r"`a_init` \(='b'\) must be one of 'a', 'a_c'"),
+        ({"gelu": "sigmoid"}, r"`gelu` \(='sigmoid'\) must be one of 'erf', 'tanh'"),
         ({"a_init_range": (0.9,)}, r"`a_init_range` \(=\(0.9,\)\) must be two finite numbers"),
         ({"expand": 0}, r"`expand` \(=0\) must give at least one channel of `d_model` \(=6\)"),
         ({"d_conv": 0}, r"`d_conv` \(=0\) must be at least 1"),

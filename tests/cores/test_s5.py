@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nvsubq.cores import S5
-from nvsubq.cores.hippo import hippo_normal_eigen
+from nvsubq.cores.hippo import hippo_blocks, hippo_normal_eigen
 
 with warnings.catch_warnings():  # it uses `torch.jit.script`, which torch has deprecated
     warnings.simplefilter("ignore")
@@ -30,16 +30,19 @@ def make(d_state: int = 8, **options: Any) -> S5:
 def by_hand(core: S5, u: Tensor, dt_k: Tensor | None = None) -> Tensor:
     """cores.md's equations, one cell after the other, in complex128."""
     rate, B, C = (torch.view_as_complex(p.double()) for p in (core.A, core.B, core.C))
+    if core.clip_eigs:
+        rate = torch.complex(rate.real.minimum(torch.tensor(-1e-4)), rate.imag)
     dt = core.log_dt.double().exp() * core.step_rescale
     u = u.double()
     s, outputs = torch.zeros(len(u), core.d_state, dtype=torch.complex128), []
     for k in range(u.shape[1]):
         dt_a = dt if dt_k is None else dt_k[:, k, None] * dt
+        dt_b = dt_a if core.symmetric_timesteps else dt
         if core.discretization == "bilinear":
-            decay, gamma = (1 + dt_a * rate / 2) / (1 - dt_a * rate / 2), dt / (1 - dt * rate / 2)
+            decay, gamma = (1 + dt_a * rate / 2) / (1 - dt_a * rate / 2), dt_b / (1 - dt_b * rate / 2)
         else:
             decay = torch.exp(dt_a * rate)
-            gamma = 1.0 if core.discretization == "dirac" else (torch.exp(dt * rate) - 1) / rate
+            gamma = 1.0 if core.discretization == "dirac" else (torch.exp(dt_b * rate) - 1) / rate
         s = decay * s + gamma * (u[:, k].to(B.dtype) @ B.T)
         outputs.append((2 if core.conj_sym else 1) * (s @ C.T).real + core.D.double() * u[:, k])
     return torch.stack(outputs, 1)
@@ -89,14 +92,34 @@ class TestOracle:
         want = torch.triu(skew, 1) - torch.tril(skew, -1) - torch.eye(12) / 2
         torch.testing.assert_close(normal.real, want, rtol=1e-12, atol=1e-12)
 
+    @pytest.mark.parametrize("conj_sym", [False, True])
+    def test_blocks(self, conj_sym):
+        """Block after block, each as s5-pytorch diagonalises it; V^-1 and V stay inverse."""
+        size = 12 if conj_sym else 6
+        values, basis = hippo_blocks(12, 2, half=conj_sym)
+        want = torch.as_tensor(make_DPLR_HiPPO(size)[0])[:6]
+        torch.testing.assert_close(values, want.repeat(2), rtol=1e-12, atol=1e-12)
+        assert basis.shape == (2 * size, 12)
+        assert not basis[:size, 6:].any()
+        assert not basis[size:, :6].any()
+        eye = torch.eye(12, dtype=torch.complex128)
+        torch.testing.assert_close(basis.mH @ basis, eye, rtol=1e-12, atol=1e-12)
+        core = S5(6, 12, conj_sym=conj_sym, blocks=2, dtype=torch.float64)
+        torch.testing.assert_close(torch.view_as_complex(core.A.detach()), values)
+
 
 class TestFormulas:
     @pytest.mark.parametrize("timesteps", [False, True])
-    @pytest.mark.parametrize("conj_sym", [False, True])
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"conj_sym": True}, {"symmetric_timesteps": True, "blocks": 2}, {"clip_eigs": True}],
+        ids=str,
+    )
     @pytest.mark.parametrize("discretization", ["zoh", "bilinear", "dirac", "async"])
-    def test_by_hand(self, discretization, conj_sym, timesteps):
+    def test_by_hand(self, discretization, options, timesteps):
         """In fp64 to 1e-10, with gradients."""
-        core = make(discretization=discretization, conj_sym=conj_sym, step_rescale=1.7, dtype=torch.float64)
+        core = make(discretization=discretization, **options, step_rescale=1.7, dtype=torch.float64)
+        core.A.data[0, 0] = 0.01  # has been trained past stability
         x = torch.randn(2, 17, 6, dtype=torch.float64, requires_grad=True)
         dt = torch.rand(2, 17, dtype=torch.float64, requires_grad=True)
         args = (dt,) if timesteps else ()
@@ -279,6 +302,7 @@ class TestErrors:
                 "`discretization` (='euler') of S5 must be one of 'zoh', 'bilinear', 'dirac', 'async'.",
             ),
             ({"d_state": 0}, "`d_state` (=0) must be at least 1."),
+            ({"blocks": 3}, "`blocks` (=3) must divide `d_state` (=8)."),
             ({"step_rescale": 0.0}, "`step_rescale` (=0.0) must be positive."),
             ({"dt_max": 1e-4}, "`dt_min` (=0.001) must be positive and at most `dt_max` (=0.0001)."),
         ],
@@ -287,8 +311,3 @@ class TestErrors:
         with pytest.raises(ValueError, match="`") as error:
             S5(6, **({"d_state": 8} | options))
         assert str(error.value) == text
-
-    @pytest.mark.parametrize("later", ["blocks", "clip_eigs", "symmetric_timesteps"])
-    def test_what_is_not_there_is_not_accepted(self, later):
-        with pytest.raises(TypeError, match=later):
-            S5(6, 8, **{later: None})

@@ -1,4 +1,5 @@
-#include "conv1d.h"
+#include "backward.h"
+#include "forward.h"
 
 namespace {
 

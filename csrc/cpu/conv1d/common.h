@@ -1,8 +1,8 @@
 // `causal_conv1d`: a task is one row, one chunk of channels of one block and one piece of the walk. Its inputs are
 // first laid out by step, with those before it; a backward makes the outputs after it again, so that no task
 // depends on another.
-#ifndef NVSUBQ_CPU_CONV1D_H
-#define NVSUBQ_CPU_CONV1D_H
+#ifndef NVSUBQ_CPU_CONV1D_COMMON_H
+#define NVSUBQ_CPU_CONV1D_COMMON_H
 
 #include "../op.h"
 #include "../pool.h"
@@ -58,7 +58,7 @@ template <class T>
 struct ConvTask {
   using V = Vec<T>;
   static constexpr int W = Simd<T>::W;
-  static constexpr int64_t kAhead = 8;  // steps
+  static constexpr int64_t kAhead = 16;  // steps
   const ConvPlan<T>& p;
   const Conv& a;
   int64_t row, number, begin, end;  // steps of the piece that visit a cell
@@ -107,7 +107,7 @@ struct ConvTask {
     if (channel != first_ || step < 0 || step >= stop) return;
     const char* row_of_cell = of.first + steps.cell(step) * of.bytes;
     for (int64_t at_byte = 0; at_byte < channels_ * item_size(*of.tensor); at_byte += 64)
-      __builtin_prefetch(row_of_cell + at_byte);
+      __builtin_prefetch(row_of_cell + at_byte, 0, 2);
   }
 
   // The input at a step; before the walk, from the initial state.
@@ -145,123 +145,27 @@ struct ConvTask {
       write_lanes<T>(t, at(t, row, steps.cell(k), channel), n, V{});
   }
 
-  void forward() {
-    for_tiles([this] {
-      read_inputs(begin - p.reach, end);
-      const V b = bias();
-      const Lanes<T> to = lanes(a.y);
-      for (int64_t k = begin; k < end; ++k) {
-        expect(to, k, end);
-        V y = sum(s.x + (k - begin + p.reach), k, b);
-        if (a.flags & NVSUBQ_SILU) y = y * sigmoid<T>(y);
-        to.put(steps.cell(k), y);
-      }
-      clear(a.y);
-      if (last() && has(a.final_state)) write_final();
-    });
-  }
+  // The shape that is in every Mamba: four neighbours, of one sequence. Its loops keep taps and inputs in registers.
+  bool is_usual() const { return a.taps == 4 && a.dilation == 1 && !steps.segment; }
 
   // Whether the step i of the final window was seen by the sequence that the walk ends in.
   bool in_final(int64_t step) const { return !steps.count || steps.together(step, steps.count - 1); }
 
-  void write_final() const {
-    for (int64_t i = 0; i < a.state_width; ++i) {
-      const int64_t step = steps.count - a.state_width + i;
-      const V v = in_final(step) ? input(step) : V{};
-      write_column<T>(a.final_state, at(a.final_state, row, channel, i), a.final_state.stride[1], n, v);
-    }
-  }
-
-  V from_final(int64_t step) const {
-    const int64_t i = step - (steps.count - a.state_width);
-    if (!has(a.d_final_state) || i < 0 || i >= a.state_width || !in_final(step)) return V{};
-    return read_column<T>(a.d_final_state, at(a.d_final_state, row, channel, i), a.d_final_state.stride[1], n);
-  }
-
-  // The gradient of the input at a step: from the outputs of up to `reach` later steps; g[0] belongs to `begin`.
-  V gradient(int64_t step, int64_t stop) const {
-    V sum = from_final(step);
-    for (int64_t k = 0; k < a.taps; ++k) {
-      const int64_t later = step + (a.taps - 1 - k) * a.dilation;
-      if (later < begin || later >= stop) continue;
-      if (steps.segment && !steps.together(step, later)) continue;
-      sum = sum + s.weight[k] * s.g[later - begin];
-    }
-    return sum;
-  }
-
-  void backward() {
-    for_tiles([this] {
-      const int64_t stop = end + p.reach < steps.count ? end + p.reach : steps.count;
-      const int64_t from = begin - p.reach;
-      const V b = bias();
-      V d_bias = {};
-      for (int64_t k = 0; k < a.taps; ++k) s.d_weight[k] = V{};
-      const Lanes<T> cotangents = lanes(a.d_y), to = lanes(a.d_x);
-      if (begin < stop) read_inputs(from, stop);
-      for (int64_t k = begin; k < stop; ++k) {
-        expect(cotangents, k, stop);
-        V g = cotangents[steps.cell(k)];
-        if (a.flags & NVSUBQ_SILU) {
-          const V y = sum(s.x + (k - from), k, b), gate = sigmoid<T>(y);
-          g = g * gate * (T(1) + y * (T(1) - gate));
-        }
-        s.g[k - begin] = g;
-        if (k >= end) continue;
-        d_bias += g;
-        for (int64_t j = 0; j < a.taps; ++j) {
-          const int64_t lag = (a.taps - 1 - j) * a.dilation;
-          if (steps.segment && !steps.together(k, k - lag)) continue;
-          s.d_weight[j] += g * s.x[k - from - lag];
-        }
-      }
-      for (int64_t k = begin; k < end; ++k) {
-        expect(to, k, end);
-        to.put(steps.cell(k), gradient(k, stop));
-      }
-      clear(a.d_x);
-      if (number == 0 && has(a.d_initial_state))
-        for (int64_t i = 0; i < a.state_width; ++i)
-          write_column<T>(a.d_initial_state, at(a.d_initial_state, row, channel, i), a.d_initial_state.stride[1], n,
-                          gradient(i - a.state_width, stop));
-      T* sums = p.partial(row, number) + channel;
-      for (int64_t k = 0; k < a.taps; ++k) write_part<T>(sums + k * a.width, n, s.d_weight[k]);
-      write_part<T>(sums + a.taps * a.width, n, d_bias);
-    });
-  }
+  void forward();   // forward.h
+  void backward();  // backward.h
 
  private:
+  void outputs_of_four();
+  void outputs_of_any();
+  void write_final() const;
+
+  V from_final(int64_t step) const;
+  V gradient(int64_t step, int64_t stop) const;
+  V gradients_of_four(int64_t stop);
+  V gradients_of_any(int64_t stop);
+
   int64_t first_, channels_;
 };
-
-template <class T>
-void conv_forward(const Conv& a) {
-  ConvPlan<T> plan(a);
-  nvsubq::run_tasks(
-      a.threads, plan.tasks(),
-      [](void* p, int64_t task, int64_t slot) { ConvTask<T>(*static_cast<ConvPlan<T>*>(p), task, slot).forward(); },
-      &plan);
-}
-
-template <class T>
-void conv_backward(const Conv& a) {
-  ConvPlan<T> plan(a);
-  nvsubq::run_tasks(
-      a.threads, plan.tasks(),
-      [](void* p, int64_t task, int64_t slot) { ConvTask<T>(*static_cast<ConvPlan<T>*>(p), task, slot).backward(); },
-      &plan);
-  for (int64_t k = 0; k <= a.taps; ++k) {
-    if (k == a.taps && !has(a.d_bias)) break;
-    for (int64_t c = 0; c < a.width; ++c) {
-      T sum = 0;
-      for (int64_t i = 0; i < a.batch * plan.pieces; ++i) sum += plan.partial(0, 0)[(i * (a.taps + 1) + k) * a.width + c];
-      if (k == a.taps)
-        write_one<T>(a.d_bias, at(a.d_bias, c), sum);
-      else
-        write_one<T>(a.d_weight, at(a.d_weight, c, k), sum);
-    }
-  }
-}
 
 }  // namespace
 #endif
