@@ -1,7 +1,7 @@
 // `selective_scan`, fast: what the backward and the carrying kernels share. A window of 64 steps of 32 channels lies in
 // shared memory, laid out by all threads; then each warp walks over it with 8 channels. A lane has channels t and t + 4
-// and states 2g and 2g + 1 of its warp's (t = lane % 4, g = lane / 4): a product of the tensor cores adds up over channels
-// what d_B and d_C ask for, while sums over states go through shared memory.
+// and states 2g and 2g + 1 of its warp's (t = lane % 4, g = lane / 4): a product of the tensor cores adds up over
+// channels what d_B and d_C ask for, while sums over states go through shared memory.
 #ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_WINDOW_CUH
 #define NVSUBQ_CUDA_SELECTIVE_SCAN_WINDOW_CUH
 
