@@ -114,5 +114,7 @@ def test_wheel_holds_the_package_and_its_configs(tmp_path: Path) -> None:
     assert configs <= names
     assert not [n for n in names if n.startswith(("tests/", "scripts/", "shared/"))]
     kernels = sorted(n.removeprefix("nvsubq/lib/") for n in names if n.startswith("nvsubq/lib/"))
-    assert len(kernels) == 2, kernels  # the native library, or the reason why there is none; the same for CUDA
+    assert len(kernels) == 2, (
+        kernels
+    )  # the native library, or the reason why there is none; the same for CUDA
     assert "why_not_cuda.txt" in kernels

@@ -27,7 +27,8 @@ template <class Args>
 int check_common(const Args* a) {
   if (!a) return fail(NVSUBQ_INVALID, "args is null");
   if (a->abi != NVSUBQ_ABI)
-    return fail(NVSUBQ_UNSUPPORTED, "the caller speaks version %u of the interface, this library %u", a->abi, NVSUBQ_ABI);
+    return fail(NVSUBQ_UNSUPPORTED, "the caller speaks version %u of the interface, this library %u", a->abi,
+                NVSUBQ_ABI);
   if (a->size != sizeof(Args))
     return fail(NVSUBQ_UNSUPPORTED, "the struct has %u bytes, this library knows %zu", a->size, sizeof(Args));
   if (const int status = check_machine(a->threads, a->level, a->device)) return status;
@@ -48,7 +49,8 @@ int check_head(const Args* a) {
 template <class Args>
 int check_workspace(const Args& a, int64_t needed) {
   if (a.workspace_bytes < needed)
-    return fail(NVSUBQ_INVALID, "workspace_bytes (=%lld) must be %lld", (long long)a.workspace_bytes, (long long)needed);
+    return fail(NVSUBQ_INVALID, "workspace_bytes (=%lld) must be %lld", (long long)a.workspace_bytes,
+                (long long)needed);
   return NVSUBQ_OK;
 }
 

@@ -1,7 +1,8 @@
 // What every op is made of, and its C functions.
 //
 // A folder per op: one of its `.cu` files declares its table with NVSUBQ_DECLARE and defines it, `const Op<Args>
-// nvsubq::cuda_OP` (or NVSUBQ_DECLARE_STEP, `Step<Args>`); `entry.cpp` holds the C functions, which check the struct (csrc/checks) and make its device the current one.
+// nvsubq::cuda_OP` (or NVSUBQ_DECLARE_STEP, `Step<Args>`); `entry.cpp` holds the C functions, which check the struct
+// (csrc/checks) and make its device the current one.
 // Tables of a walk lie on the device, so nothing checks them before a launch: kernels keep them in range (walk.cuh).
 #ifndef NVSUBQ_CUDA_ENTRY_H
 #define NVSUBQ_CUDA_ENTRY_H

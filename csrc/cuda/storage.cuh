@@ -82,7 +82,8 @@ struct Rows {
   S* data = nullptr;
   int64_t row = 0, cell = 0;  // strides
   Rows() = default;
-  NVSUBQ_ANYWHERE explicit Rows(const nvsubq_tensor& t) : data(static_cast<S*>(t.data)), row(t.stride[0]), cell(t.stride[1]) {}
+  NVSUBQ_ANYWHERE explicit Rows(const nvsubq_tensor& t)
+      : data(static_cast<S*>(t.data)), row(t.stride[0]), cell(t.stride[1]) {}
   // One row's channels from `channel` on, at cell 0.
   __device__ __forceinline__ S* at(int64_t b, int64_t channel) const { return data + b * row + channel; }
 };
@@ -96,8 +97,8 @@ inline int64_t item_bytes(const nvsubq_tensor& t) {
 // Whether packs of V channels, at every row and cell of a tensor [B, L, D], lie on multiples of their size.
 inline bool packs_fit(const nvsubq_tensor& t, int64_t lanes) {
   if (!present(t)) return true;
-  const int64_t bytes = lanes * item_bytes(t);
-  return reinterpret_cast<uintptr_t>(t.data) % uintptr_t(bytes) == 0 && t.stride[0] % lanes == 0 && t.stride[1] % lanes == 0;
+  const bool fits = reinterpret_cast<uintptr_t>(t.data) % uintptr_t(lanes * item_bytes(t)) == 0;
+  return fits && t.stride[0] % lanes == 0 && t.stride[1] % lanes == 0;
 }
 
 // Elements of any real dtype, chosen by each access: for parameters and states, which are few.

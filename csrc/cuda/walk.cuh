@@ -27,7 +27,9 @@ struct Steps {
   __device__ __forceinline__ bool together(int64_t one, int64_t other) const {
     return !segment || number(one) == number(other);
   }
-  __device__ __forceinline__ bool starts(int64_t step) const { return segment && step > 0 && !together(step, step - 1); }
+  __device__ __forceinline__ bool starts(int64_t step) const {
+    return segment && step > 0 && !together(step, step - 1);
+  }
 };
 
 // The tables of a call, a kernel's parameter.

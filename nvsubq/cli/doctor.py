@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from functools import partial
@@ -172,10 +173,12 @@ def _backends() -> None:
 
     _heading("backends of nvsubq.ops")
     for backend in backends():
-        first, *more = backend.reason.splitlines()
-        _line(backend.name, f"{'active' if backend.active else 'not active'}: {first}")
-        for line in more:
-            _line("", line)
+        state = "active" if backend.active else "not active"
+        first, *more = f"{state}: {backend.reason}".splitlines()
+        name = backend.name
+        for part in (part for line in (first, *more) for part in textwrap.wrap(line, 79)):
+            _line(name, part)
+            name = ""
     forced = os.environ.get("NVSUBQ_BACKEND")
     if forced:
         _line("NVSUBQ_BACKEND", forced)

@@ -92,17 +92,18 @@ def test_the_architectures_that_it_names_are_inside() -> None:
     assert {name.rstrip("af") for name in library.architectures()} == inside(built())
 
 
-# Kernels that a figure depends on, by file: they may not keep anything in memory for want of registers.
+# Kernels that a figure depends on, by file, and how many bytes may lack a register: to read an address again
+# costs less than a block less on a multiprocessor.
 HOT = {
-    "conv1d/forward.cu": "conv1d_forwardI13__nv_bfloat16Li4ELb1E",
-    "conv1d/backward.cu": "conv1d_backwardI13__nv_bfloat16Li4ELb1E",
+    "conv1d/forward.cu": ("conv1d_forwardI13__nv_bfloat16Li4ENS_5KnownILb1ELb1E", 8),
+    "conv1d/backward.cu": ("conv1d_backwardI13__nv_bfloat16Li4ELb1E", 0),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", HOT)
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
-def test_hot_kernels_do_not_spill(source: str, tmp_path: Path) -> None:
+def test_hot_kernels_stay_in_registers(source: str, tmp_path: Path) -> None:
     options = ["-std=c++17", "-O3", "-arch=sm_90", "-Xptxas=-v", "-cubin", "-o", str(tmp_path / "out.cubin")]
     done = subprocess.run(
         ["nvcc", *options, str(ROOT / "csrc/cuda" / source)], capture_output=True, text=True, check=True
@@ -110,9 +111,10 @@ def test_hot_kernels_do_not_spill(source: str, tmp_path: Path) -> None:
     reports = re.findall(
         r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores", done.stderr, flags=re.S
     )
-    hot = [int(bytes_spilt) for name, bytes_spilt in reports if HOT[source] in name]
+    kernel, allowed = HOT[source]
+    hot = [int(bytes_spilt) for name, bytes_spilt in reports if kernel in name]
     assert hot
-    assert not any(hot)
+    assert max(hot) <= allowed
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@
 namespace nvsubq {
 namespace {
 
-constexpr int kAcross = 32, kAlong = 8;  // threads of a block
-constexpr int kMostLanes = 4, kAhead = 4, kBlocks = 2;  // channels and inputs in flight of a thread; blocks on a multiprocessor
-constexpr int64_t kLongest = 64;  // steps of a thread
+constexpr int kAcross = 32, kAlong = 8;                 // threads of a block
+constexpr int kMostLanes = 4, kAhead = 4, kBlocks = 2;  // channels and inputs of a thread; blocks on a multiprocessor
+constexpr int64_t kLongest = 64, kPlenty = 1 << 17;     // steps of a thread; threads that are enough
 
 // Gradients of the inputs that the window of cotangents `g` reaches.
 template <class S, int V, bool PLAIN>
@@ -15,13 +15,16 @@ class Backward {
   using T = typename ComputeOf<S>::type;
 
  public:
-  __device__ __forceinline__ Backward(const Conv& a, const Taps<T, V>& taps, const Walk& walk, const Tiling& tiling,
-                                      const Place& place)
-      : a_(a), taps_(taps), place_(place), steps_(walk.steps(place.row, block_of(a, place.channel))), path_(steps_) {
-    stop_ = min(place.begin + tiling.piece, path_.length);
-    end_ = min(stop_, path_.count);
-    to_ = Rows<S>(a.d_x).at(place.row, place.channel);
-    to_stride_ = int(a.d_x.stride[1]);
+  __device__ __forceinline__ Backward(const Conv& a, const Walk& walk, const Tiling& tiling, const Place& place)
+      : a_(a),
+        place_(place),
+        steps_(walk.steps(place.row, block_of(a, place.channel))),
+        x_(a.x),
+        dy_(a.d_y),
+        dx_(a.d_x) {
+    stop_ = min(place.begin + tiling.piece, int(steps_.length));
+    end_ = PLAIN ? stop_ : min(stop_, int(steps_.count));
+    to_ = dx_.at(place.row, place.channel);
 #pragma unroll
     for (int v = 0; v < V; ++v) d_bias[v] = T(0);
 #pragma unroll
@@ -32,17 +35,18 @@ class Backward {
 
   __device__ __forceinline__ void run() {
     if (place_.begin < end_ || (!PLAIN && place_.begin == 0)) walk();
-    if constexpr (!PLAIN) clear<S, V>(path_, to_, to_stride_, place_.begin, stop_);
+    if constexpr (!PLAIN) clear<S, V>(steps_, to_, dx_.cell, place_.begin, stop_);
   }
 
   T d_weight[kTaps][V], d_bias[V];
 
  private:
   __device__ __forceinline__ void walk() {
-    const S* from = Rows<S>(a_.x).at(place_.row, place_.channel);
-    const S* cotangents = Rows<S>(a_.d_y).at(place_.row, place_.channel);
-    const int from_stride = int(a_.x.stride[1]), cotangents_stride = int(a_.d_y.stride[1]);
-    Window<T, V, PLAIN> window(a_, path_, from, from_stride, place_);
+    const Taps<T, V> taps(a_, place_.channel);
+    const S* from = x_.at(place_.row, place_.channel);
+    Window<T, V, PLAIN> window;
+    window.load(a_, steps_, from, x_.cell, place_);
+    const S* cotangents = dy_.at(place_.row, place_.channel);
     const bool gated = a_.flags & NVSUBQ_SILU;
     T g[kPast][V];
 #pragma unroll
@@ -50,7 +54,7 @@ class Backward {
 #pragma unroll
       for (int v = 0; v < V; ++v) g[i][v] = T(0);
     int cells[kPast] = {};
-    const int count = path_.count;
+    const int count = int(steps_.count);
     for (int k = place_.begin; k < end_ + kPast; k += kAhead) {
       Pack<S, V> inputs[kAhead], grads[kAhead];
       int at_cell[kAhead];
@@ -58,12 +62,12 @@ class Backward {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {  // past the end the last cell again, whose cotangent is not used
         const int step = min(k + i, count - 1);
-        at_cell[i] = PLAIN || count > 0 ? path_.cell(step) : 0;
+        at_cell[i] = PLAIN || count > 0 ? int(steps_.cell(step)) : 0;
         if (PLAIN || count > 0) {
-          inputs[i] = load_pack<S, V>(from + int64_t(at_cell[i]) * from_stride);
-          grads[i] = load_pack<S, V>(cotangents + int64_t(at_cell[i]) * cotangents_stride);
+          inputs[i] = load_pack<S, V>(from + at_cell[i] * x_.cell);
+          grads[i] = load_pack<S, V>(cotangents + at_cell[i] * dy_.cell);
         }
-        numbers[i] = k + i < count ? path_.number(step) : -1;
+        numbers[i] = k + i < count ? number_at<PLAIN>(steps_, step) : -1;
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
@@ -72,14 +76,14 @@ class Backward {
         for (int v = 0; v < V; ++v) now[v] = widen<T>(inputs[i].lane[v]), latest[v] = widen<T>(grads[i].lane[v]);
         if (gated) {
           T sum[V];
-          window.sum(taps_, now, numbers[i], sum);
+          window.sum(taps, now, numbers[i], sum);
 #pragma unroll
           for (int v = 0; v < V; ++v) latest[v] *= silu_slope(sum[v]);
         }
 #pragma unroll
         for (int v = 0; v < V; ++v) latest[v] = k + i < count ? latest[v] : T(0);
         if (k + i < end_) add(window, now, latest, numbers[i]);
-        emit(window, g, latest, numbers[i], k + i - kPast, cells[0]);
+        emit(taps, window, g, latest, numbers[i], k + i - kPast, cells[0]);
         window.push(now, numbers[i]);
 #pragma unroll
         for (int j = 0; j < kPast; ++j) {
@@ -97,7 +101,8 @@ class Backward {
   }
 
   // The share of one step in the sums.
-  __device__ __forceinline__ void add(const Window<T, V, PLAIN>& window, const T (&now)[V], const T (&latest)[V], int32_t its) {
+  __device__ __forceinline__ void add(const Window<T, V, PLAIN>& window, const T (&now)[V], const T (&latest)[V],
+                                      int32_t its) {
 #pragma unroll
     for (int v = 0; v < V; ++v) d_bias[v] += latest[v];
 #pragma unroll
@@ -111,22 +116,23 @@ class Backward {
   }
 
   // The gradient of the window's oldest input, of a step whose cotangents `g` and `latest` are the four from it on.
-  __device__ __forceinline__ void emit(const Window<T, V, PLAIN>& window, const T (&g)[kPast][V], const T (&latest)[V],
-                                       int32_t its, int step, int cell) const {
+  __device__ __forceinline__ void emit(const Taps<T, V>& taps, const Window<T, V, PLAIN>& window,
+                                       const T (&g)[kPast][V], const T (&latest)[V], int32_t its, int step,
+                                       int cell) const {
     if (step >= end_) return;
     if (step < place_.begin && (PLAIN || place_.begin > 0 || !present(a_.d_initial_state))) return;
     T sum[V];
 #pragma unroll
-    for (int v = 0; v < V; ++v) sum[v] = taps_.weight[kPast][v] * g[0][v];
+    for (int v = 0; v < V; ++v) sum[v] = taps.weight[kPast][v] * g[0][v];
 #pragma unroll
     for (int m = 1; m < kPast; ++m)
       if (PLAIN || window.number[0] == window.number[m]) {
 #pragma unroll
-        for (int v = 0; v < V; ++v) sum[v] = fma(taps_.weight[kPast - m][v], g[m][v], sum[v]);
+        for (int v = 0; v < V; ++v) sum[v] = fma(taps.weight[kPast - m][v], g[m][v], sum[v]);
       }
     if (PLAIN || window.number[0] == its) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] = fma(taps_.weight[0][v], latest[v], sum[v]);
+      for (int v = 0; v < V; ++v) sum[v] = fma(taps.weight[0][v], latest[v], sum[v]);
     }
     if (!PLAIN && present(a_.d_final_state)) {
 #pragma unroll
@@ -143,15 +149,14 @@ class Backward {
     Pack<S, V> out;
 #pragma unroll
     for (int v = 0; v < V; ++v) out.lane[v] = narrow<S>(sum[v]);
-    store_pack<S, V>(to_ + int64_t(cell) * to_stride_, out);
+    store_pack<S, V>(to_ + cell * dx_.cell, out);
   }
 
   const Conv& a_;
-  const Taps<T, V>& taps_;
   const Place& place_;
   const Steps steps_;
-  const Path<PLAIN> path_;
-  int stop_, end_, to_stride_;
+  const Rows<S> x_, dy_, dx_;
+  int stop_, end_;
   S* to_;
 };
 
@@ -171,13 +176,12 @@ __device__ __forceinline__ void store_sums(const T (&mine)[V], T* slices, T* to,
 
 template <class S, int V, bool PLAIN>
 __global__ void __launch_bounds__(kAcross* kAlong, sizeof(S) == 8 ? 1 : kBlocks)
-    conv1d_backward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk, const __grid_constant__ Tiling tiling,
-                    typename ComputeOf<S>::type* __restrict__ sums) {
+    conv1d_backward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk,
+                    const __grid_constant__ Tiling tiling, typename ComputeOf<S>::type* __restrict__ sums) {
   using T = typename ComputeOf<S>::type;
-  __shared__ T slices[kAcross * kAlong * V], shared[kTaps + 1][kMostChannels];
-  const Taps<T, V> taps(a, tiling, shared);
+  __shared__ T slices[kAcross * kAlong * V];
   const Place place(tiling, V, a.length);
-  Backward<S, V, PLAIN> backward(a, taps, walk, tiling, place);
+  Backward<S, V, PLAIN> backward(a, walk, tiling, place);
   if (place.there) backward.run();
   const bool there = place.channel < a.width;
   T* to = sums + (place.row * tiling.groups + place.group) * (kTaps + 1) * a.width + place.channel;
@@ -192,8 +196,8 @@ int launch_backward(const Conv& a, const Partials& partials, void* sums, cudaStr
   tiling.block.y = kAlong;  // also where there are fewer channels: the parts are the same for any V
   tiling.groups = partials.chunks;
   tiling.grid = unsigned(a.batch * tiling.groups * tiling.tiles);
-  return for_plain(a, [&](auto plain) {
-    const auto kernel = conv1d_backward<S, V, plain.value>;
+  return for_known(a, [&](auto known) {
+    const auto kernel = conv1d_backward<S, V, decltype(known)::plain>;
     return launch("conv1d backward", kernel, tiling.grid, tiling.block, 0, stream, a, Walk(a), tiling,
                   static_cast<typename ComputeOf<S>::type*>(sums));
   });
@@ -203,9 +207,9 @@ int launch_backward(const Conv& a, const Partials& partials, void* sums, cudaStr
 
 Partials partials_of(const Conv& a) {
   // Long pieces read few inputs twice and leave few sums; short ones make more threads.
-  const int64_t quads = a.batch * ceil_div(a.width, 4), plenty = 1 << 18;
+  const int64_t quads = a.batch * ceil_div(a.width, 4);
   int64_t piece = kLongest;
-  while (piece > 16 && quads * ceil_div(a.length, piece) < plenty) piece /= 2;
+  while (piece > 16 && quads * ceil_div(a.length, piece) < kPlenty) piece /= 2;
   Partials p;
   p.steps = piece * kAlong;
   p.chunks = a.length > 0 ? ceil_div(a.length, p.steps) : 1;

@@ -58,7 +58,8 @@ inline bool is_fast(const Conv& a) {
   constexpr int64_t most = int64_t(1) << 30;
   for (const nvsubq_tensor* t : {&a.x, &a.y, &a.d_y, &a.d_x, &a.index, &a.segment})
     if (present(*t) && (t->stride[1] > most || t->stride[1] < -most)) return false;
-  return a.taps == 4 && a.dilation == 1 && a.length < most && bool(a.flags & NVSUBQ_DOUBLE) == (a.x.dtype == NVSUBQ_F64);
+  const bool one_dtype = bool(a.flags & NVSUBQ_DOUBLE) == (a.x.dtype == NVSUBQ_F64);
+  return a.taps == 4 && a.dilation == 1 && a.length < most && one_dtype;
 }
 
 // The partial sums of d_weight and d_bias, [parts][K + 1][D] in the compute dtype.

@@ -2,20 +2,29 @@
 #ifndef NVSUBQ_CUDA_CONV1D_FAST_CUH
 #define NVSUBQ_CUDA_CONV1D_FAST_CUH
 
-#include <type_traits>
-
 #include "common.cuh"
 
 namespace nvsubq {
 
 constexpr int kTaps = 4, kPast = kTaps - 1;
 
-// Calls `todo` with whether a call has no sequences and no states: its kernels need fewer registers.
+// What is known of a call when its kernel is compiled: PLAIN ones have no sequences and no states, which saves
+// registers, and say whether there is an activation.
+template <bool PLAIN, bool GATED>
+struct Known {
+  static constexpr bool plain = PLAIN;
+  // Whether there is an activation.
+  __device__ __forceinline__ static bool gated(const Conv& a) { return PLAIN ? GATED : bool(a.flags & NVSUBQ_SILU); }
+};
+
+// Calls `todo` with what is known of a call.
 template <class F>
-int for_plain(const Conv& a, F todo) {
-  const bool plain = !present(a.segment) && !present(a.count) && !present(a.initial_state) && !present(a.d_final_state) &&
-                     !present(a.d_initial_state);
-  return plain ? todo(std::true_type()) : todo(std::false_type());
+int for_known(const Conv& a, F todo) {
+  bool plain = true;
+  for (const nvsubq_tensor* t : {&a.segment, &a.count, &a.initial_state, &a.d_final_state, &a.d_initial_state})
+    plain = plain && !present(*t);
+  if (!plain) return todo(Known<false, false>());
+  return a.flags & NVSUBQ_SILU ? todo(Known<true, true>()) : todo(Known<true, false>());
 }
 
 // How threads share a call: `x` of a block are packs of channels side by side, `y` pieces of the walk, each `piece`
@@ -28,9 +37,9 @@ struct Tiling {
 
   Tiling(const Conv& a, int lanes, int steps, int across, int threads) : piece(steps) {
     packs = a.width / lanes;
-    const int64_t x = packs < across ? packs : across;
-    block = dim3(unsigned(x < 1 ? 1 : x), unsigned(threads / (x < 1 ? 1 : x)));
-    tiles = ceil_div(packs, block.x);
+    tiles = packs > across ? ceil_div(packs, across) : 1;
+    const unsigned x = packs > 0 ? unsigned(ceil_div(packs, tiles)) : 1;
+    block = dim3(x, unsigned(threads) / x);
     const int64_t pieces = a.length > 0 ? ceil_div(a.length, piece) : 1;
     groups = ceil_div(pieces, block.y);
     grid = unsigned(a.batch * groups * tiles);
@@ -55,8 +64,6 @@ struct Place {
   }
 };
 
-constexpr int kMostChannels = 128;  // of a block
-
 // A walk in 32 bits, as all sizes of a call that `is_fast` are.
 template <bool PLAIN>
 struct Path {
@@ -73,36 +80,50 @@ struct Path {
     return uint64_t(found) < uint64_t(length) ? int(found) : 0;
   }
   __device__ __forceinline__ int32_t number(int step) const {
-    return !PLAIN && segment ? __ldg(segment + int64_t(step < 0 ? 0 : step) * segment_stride) : 0;
+    return __ldg(segment + int64_t(step < 0 ? 0 : step) * segment_stride);
   }
 };
 
-// The taps of V channels, oldest first, and their bias. A block's threads read those of all its channels together.
+// The taps of V channels, oldest first, and their bias.
 template <class T, int V>
 struct Taps {
   T weight[kTaps][V], bias[V];
 
-  __device__ __forceinline__ Taps(const Conv& a, const Tiling& tiling, T (&shared)[kTaps + 1][kMostChannels]) {
-    const int channels = int(blockDim.x) * V;
-    const int64_t first = int64_t(blockIdx.x % unsigned(tiling.tiles)) * channels;
-    for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < channels * (kTaps + 1); i += blockDim.x * blockDim.y) {
-      const int tap = i % (kTaps + 1), within = i / (kTaps + 1);
-      const int64_t channel = first + within;
-      if (channel >= a.width) continue;
-      if (tap < kTaps)
-        shared[tap][within] = read_any<T>(a.weight, at(a.weight, channel, tap));
-      else
-        shared[tap][within] = present(a.bias) ? read_any<T>(a.bias, channel * a.bias.stride[0]) : T(0);
-    }
-    __syncthreads();
+  __device__ __forceinline__ Taps(const Conv& a, int64_t channel) {
+    // As torch keeps them: the taps of a channel lie in one pack.
+    const bool aligned = !(reinterpret_cast<uintptr_t>(a.weight.data) & 15);
+    const bool dense = aligned && a.weight.stride[0] == kTaps && a.weight.stride[1] == 1;
+    if (dense && a.weight.dtype == NVSUBQ_F32)
+      read_packs<float>(a, channel);
+    else if (dense && a.weight.dtype == NVSUBQ_BF16)
+      read_packs<bf16>(a, channel);
+    else
+#pragma unroll
+      for (int j = 0; j < kTaps; ++j)
+#pragma unroll
+        for (int v = 0; v < V; ++v) weight[j][v] = read_any<T>(a.weight, at(a.weight, channel + v, j));
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+      bias[v] = present(a.bias) ? read_any<T>(a.bias, (channel + v) * a.bias.stride[0]) : T(0);
+  }
+
+ private:
+  template <class W>
+  __device__ __forceinline__ void read_packs(const Conv& a, int64_t channel) {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
+      const auto taps = load_pack<W, kTaps>(static_cast<const W*>(a.weight.data) + (channel + v) * kTaps);
 #pragma unroll
-      for (int j = 0; j < kTaps; ++j) weight[j][v] = shared[j][threadIdx.x * V + v];
-      bias[v] = shared[kTaps][threadIdx.x * V + v];
+      for (int j = 0; j < kTaps; ++j) weight[j][v] = widen<T>(taps.lane[j]);
     }
   }
 };
+
+// The number of a step's sequence, 0 where there are none.
+template <bool PLAIN, class P>
+__device__ __forceinline__ int32_t number_at(const P& path, int step) {
+  return !PLAIN && path.segment ? path.number(step) : 0;
+}
 
 // The last inputs of a walk, newest last, and the numbers of their sequences. PLAIN: there is one, and no state.
 template <class T, int V, bool PLAIN>
@@ -110,13 +131,13 @@ struct Window {
   T x[kPast][V];
   int32_t number[kPast];
 
-  // `first` is the channels' place at cell 0.
-  template <class S>
-  __device__ __forceinline__ Window(const Conv& a, const Path<PLAIN>& path, const S* first, int stride, const Place& place) {
+  // `path` is a Path or the Steps themselves, `first` the channels' place at cell 0.
+  template <class P, class S, class I>
+  __device__ __forceinline__ void load(const Conv& a, const P& path, const S* first, I stride, const Place& place) {
 #pragma unroll
     for (int i = 0; i < kPast; ++i) {
       const int step = place.begin - kPast + i;
-      number[i] = path.number(step);
+      number[i] = number_at<PLAIN>(path, step);
       if (step >= 0) {
         const auto pack = load_pack<S, V>(first + int64_t(path.cell(step)) * stride);
 #pragma unroll
@@ -153,12 +174,12 @@ struct Window {
 };
 
 // Zeros at the cells of a thread's steps that are not there.
-template <class S, int V>
-__device__ __forceinline__ void clear(const Path<false>& path, S* first, int stride, int begin, int end) {
+template <class S, int V, class P, class I>
+__device__ __forceinline__ void clear(const P& path, S* first, I stride, int begin, int end) {
   Pack<S, V> zero;
 #pragma unroll
   for (int v = 0; v < V; ++v) zero.lane[v] = narrow<S>(0.0f);
-  for (int k = max(begin, path.count); k < end; ++k)
+  for (int k = max(begin, int(path.count)); k < end; ++k)
     store_pack<S, V>(first + int64_t(path.cell(k)) * stride, zero);
 }
 

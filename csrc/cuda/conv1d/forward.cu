@@ -4,9 +4,11 @@
 namespace nvsubq {
 namespace {
 
-constexpr bool kPrefetch = true;
-constexpr int kMostLanes = 4, kAhead = 4, kBlocks = 3;  // channels and inputs in flight of a thread; blocks on a multiprocessor
-constexpr int64_t kLongest = 32, kPlenty = 1 << 18;  // steps of a thread; threads that are enough
+// Measured on an H100: threads that have few channels and many neighbours hide memory best, more steps of each make
+// up for what it reads before its first one.
+constexpr int kThreads = 256, kAcross = 32;             // of a block; of these at most along the channels
+constexpr int kMostLanes = 4, kAhead = 4, kBlocks = 3;  // channels and inputs of a thread; blocks on a multiprocessor
+constexpr int64_t kLongest = 64, kPlenty = 80000;       // steps of a thread; threads that are enough
 
 // Inputs of some steps, asked for together. Past the end it is the last one again, which goes nowhere.
 template <class S, int V, bool PLAIN>
@@ -21,31 +23,33 @@ struct Batch {
       const int step = min(begin + i, end - 1);
       cells[i] = path.cell(step);
       packs[i] = load_pack<S, V>(from + int64_t(cells[i]) * stride);
-      numbers[i] = path.number(step);
+      numbers[i] = number_at<PLAIN>(path, step);
     }
   }
 };
 
-template <class S, int V, bool PLAIN>
-__global__ void __launch_bounds__(256, sizeof(S) == 8 ? 1 : kBlocks)
-    conv1d_forward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk, const __grid_constant__ Tiling tiling) {
+template <class S, int V, class Known>
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : kBlocks)
+    conv1d_forward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk,
+                   const __grid_constant__ Tiling tiling) {
   using T = typename ComputeOf<S>::type;
-  __shared__ T shared[kTaps + 1][kMostChannels];
-  const Taps<T, V> taps(a, tiling, shared);
+  constexpr bool PLAIN = Known::plain;
   const Place place(tiling, V, a.length);
   if (!place.there) return;
   const Path<PLAIN> path(walk.steps(place.row, block_of(a, place.channel)));
   const S* from = Rows<S>(a.x).at(place.row, place.channel);
-  S* to = Rows<S>(a.y).at(place.row, place.channel);
   const int from_stride = int(a.x.stride[1]), to_stride = int(a.y.stride[1]);
   const int stop = min(place.begin + tiling.piece, path.length), end = min(stop, path.count);
+  S* to = Rows<S>(a.y).at(place.row, place.channel);
   if (place.begin < end) {
     Batch<S, V, PLAIN> batch, next;
     batch.load(path, from, from_stride, place.begin, end);
-    Window<T, V, PLAIN> window(a, path, from, from_stride, place);
-    const bool gated = a.flags & NVSUBQ_SILU;
+    const Taps<T, V> taps(a, place.channel);
+    Window<T, V, PLAIN> window;
+    window.load(a, path, from, from_stride, place);
+    const bool gated = Known::gated(a);
     for (int k = place.begin; k < end; k += kAhead) {
-      if (kPrefetch && k + kAhead < end) next.load(path, from, from_stride, k + kAhead, end);
+      if (k + kAhead < end) next.load(path, from, from_stride, k + kAhead, end);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         T now[V], sum[V];
@@ -58,10 +62,7 @@ __global__ void __launch_bounds__(256, sizeof(S) == 8 ? 1 : kBlocks)
         if (k + i < end) store_pack<S, V>(to + int64_t(batch.cells[i]) * to_stride, out);
         window.push(now, batch.numbers[i]);
       }
-      if (kPrefetch)
-        batch = next;
-      else if (k + kAhead < end)
-        batch.load(path, from, from_stride, k + kAhead, end);
+      batch = next;
     }
   }
   if constexpr (!PLAIN) clear<S, V>(path, to, to_stride, place.begin, stop);
@@ -69,13 +70,12 @@ __global__ void __launch_bounds__(256, sizeof(S) == 8 ? 1 : kBlocks)
 
 template <class S, int V>
 int launch_forward(const Conv& a, cudaStream_t stream) {
-  // Long pieces read few inputs twice; short ones make more threads.
-  const int64_t threads = a.batch * (a.width / V), plenty = kPlenty;
+  const int64_t threads = a.batch * (a.width / V);
   int64_t piece = kLongest;
-  while (piece > 8 && threads * ceil_div(a.length, piece) < plenty) piece /= 2;
-  const Tiling tiling(a, V, int(piece), 32, 256);
-  return for_plain(a, [&](auto plain) {
-    const auto kernel = conv1d_forward<S, V, plain.value>;
+  while (piece > 8 && threads * ceil_div(a.length, piece) < kPlenty) piece /= 2;
+  const Tiling tiling(a, V, int(piece), kAcross, kThreads);
+  return for_known(a, [&](auto known) {
+    const auto kernel = conv1d_forward<S, V, decltype(known)>;
     return launch("conv1d forward", kernel, tiling.grid, tiling.block, 0, stream, a, Walk(a), tiling);
   });
 }

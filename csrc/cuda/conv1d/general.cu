@@ -33,7 +33,8 @@ __device__ T sum_at(const Conv& a, const Steps& steps, int64_t row, int64_t chan
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) general_forward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk) {
+__global__ void __launch_bounds__(kThreads)
+    general_forward(const __grid_constant__ Conv a, const __grid_constant__ Walk walk) {
   const Element e(a, a.length, a.width);
   if (!e.there) return;
   const Steps steps = walk.steps(e.row, block_of(a, e.channel));
@@ -129,7 +130,8 @@ int backward_in(const Conv& a, const Partials& p, T* sums, T* kept, cudaStream_t
     status = launch("conv1d state", general_state<T>, states, kThreads, 0, stream, a, walk, kept);
   const dim3 parts = grid_of(p.parts * (a.taps + 1) * a.width);
   if (!status)
-    status = launch("conv1d parts", general_sums<T>, parts, kThreads, 0, stream, a, walk, kept, sums, p.steps, p.chunks);
+    status = launch("conv1d parts", general_sums<T>, parts, kThreads, 0, stream, a, walk, kept, sums, p.steps,
+                    p.chunks);
   return status;
 }
 

