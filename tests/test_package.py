@@ -42,6 +42,7 @@ def test_public_names_are_pinned() -> None:
         "__version__", "NDMixer", "MambaND", "NDBackbone", "NDSegmenter",
         "LazyConfig", "instantiate", "validate", "as_factory", "to_yaml", "from_yaml", "allow_targets",
         "ConfigError", "PLACEHOLDER",
+        "load_weights",
         "backends", "use_backend",
     }  # fmt: skip
     for name in nvsubq.__all__:
@@ -51,7 +52,7 @@ def test_public_names_are_pinned() -> None:
 
 
 def test_import_needs_only_the_base_dependencies() -> None:
-    rooms = ("ops", "cores", "nd", "models", "compat.nvsubquadratic", "cli.main")
+    rooms = ("ops", "cores", "nd", "models", "compat.nvsubquadratic", "compat.weights", "cli.main")
     heavy = {
         "hydra", "lightning", "pytorch_lightning", "torchmetrics", "sklearn", "scipy", "matplotlib", "rich",
         "nibabel", "nilearn", "mlxtend", "PIL", "pandas",

@@ -1,1 +1,1 @@
-"""Whole cores timed on this machine, beside the portable path and other packages: `nvsubq bench`."""
+"""Ops and cores timed on this machine, beside the portable path and other packages: `nvsubq bench`."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nvsubq.bench.cases import PEERS
-from nvsubq.bench.peers import version
+from nvsubq.bench.packages import version
 
 
-def facts() -> dict[str, Any]:
+def facts(packages: Sequence[str] = ()) -> dict[str, Any]:
     """Processor, cores, memory, system, and what the native backend is here.
+
+    Args:
+        packages: whose versions are told where they are installed, beside ours.
 
     Example:
         >>> sorted(facts())
@@ -23,20 +26,21 @@ def facts() -> dict[str, Any]:
 
     native = next(backend for backend in backends() if backend.name == "native")
     served = f", for {', '.join(native.ops)}" if native.active else ""
+    reason = "; ".join(native.reason.splitlines())
     return {
         "cpu": _cpu(),
         "cores": usable_cores(),
         "memory": _memory(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
-        "native": f"{'active' if native.active else 'not active'}: {native.reason}{served}",
-        "versions": _versions(),
+        "native": f"{'active' if native.active else 'not active'}: {reason}{served}",
+        "versions": _versions(packages),
     }
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: Sequence[str]) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("nvsubq", "torch", *PEERS):
+    for name in ("nvsubq", "torch", *packages):
         installed = version(name)
         if installed:
             found[name] = installed
@@ -56,3 +60,25 @@ def _memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def gpu(index: int) -> dict[str, Any]:
+    """Name, memory, compute capability and driver of a CUDA device, and torch's CUDA."""
+    import torch
+
+    about = torch.cuda.get_device_properties(index)
+    return {
+        "gpu": about.name,
+        "gpu_memory": about.total_memory,
+        "capability": f"{about.major}.{about.minor}",
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+        return next(word for word in text.split() if word.count(".") >= 1 and word[0].isdigit())
+    except (OSError, StopIteration):
+        return "unknown"

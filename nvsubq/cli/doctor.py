@@ -205,7 +205,7 @@ def _ops() -> list[str]:
     import torch
 
     from nvsubq.cli import self_test
-    from nvsubq.ops import backends, native
+    from nvsubq.ops import backends, dispatch
 
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     tested = [backend for backend in backends() if backend.active and backend.name != "reference"]
@@ -217,7 +217,8 @@ def _ops() -> list[str]:
                 if op not in backend.ops:
                     continue
                 label = f"{op}, {backend.name}, {device}"
-                if backend.name == "native" and (lacks := native.missing(op, torch.device(device))):
+                missing = getattr(dispatch.module(backend.name), "missing", None)
+                if missing is not None and (lacks := missing(op, torch.device(device))):
                     _line(label, f"not there: {lacks}", width=28)
                     continue
                 failed += _attempt(label, partial(self_test.op_error, op, backend.name, device))
@@ -232,6 +233,10 @@ def _cores() -> list[str]:
     _heading("cores: forward and backward, [2, 32, 64]")
     failed = []
     for file in sorted((config_dir() / "core").glob("*.yaml")):
+        lacks = self_test.core_lacks(file)
+        if lacks is not None:
+            _line(file.stem, f"not there: {lacks}", width=28)
+            continue
         failed += _attempt(file.stem, partial(self_test.core_runs, file))
     return failed
 

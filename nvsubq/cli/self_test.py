@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,26 @@ def _relative(own: Tensor, wanted: Tensor) -> float:
     return float((own - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
 
 
+def core_lacks(config: Path) -> str | None:
+    """Why a core of another package cannot run here, or None; ours run everywhere.
+
+    Args:
+        config: the file, such as ``configs/core/mamba_ssm_mamba.yaml``.
+    """
+    package = _package(config)
+    if package == "nvsubq":
+        return None
+    if importlib.util.find_spec(package) is None:
+        return f"no package {package!r} is installed"
+    return None if torch.cuda.is_available() else f"{package} runs on CUDA devices alone"
+
+
+def _package(config: Path) -> str:
+    from nvsubq.lazy_config import from_yaml
+
+    return str(from_yaml(config)._target_).split(".")[0]
+
+
 def core_runs(config: Path) -> str:
     """Builds a core from its config and runs it forward and backward.
 
@@ -123,7 +144,8 @@ def core_runs(config: Path) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         core = instantiate(from_yaml(config))(d_model=64)
-    x = _draw(2, 32, 64, seed=0).requires_grad_()
+    device = "cpu" if _package(config) == "nvsubq" else "cuda"
+    core, x = core.to(device), _draw(2, 32, 64, seed=0).to(device).requires_grad_()
     y = core(x)
     if y.shape != x.shape:
         raise ArithmeticError(f"the output has shape {tuple(y.shape)}, not {tuple(x.shape)}")

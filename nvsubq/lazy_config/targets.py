@@ -21,6 +21,8 @@ from typing import Any
 
 VARIABLE = "NVSUBQ_ALLOW_TARGETS"
 _DEFAULT = ("nvsubq.*", "torch.nn.*", "torch.optim.*", "lightning.*", "torchmetrics.*", "mamba_ssm.*")
+# Extras of nvsubq that bring a package of the list.
+_EXTRAS = {"mamba_ssm": "cuda", "lightning": "train", "torchmetrics": "train"}
 _REFUSED = ("nvsubq.lazy_config.", "nvsubq._")  # the code of the policy: a config must not widen it
 
 # A tuple that is replaced, never changed: no method call on the policy, found by some path, can add to it.
@@ -246,11 +248,16 @@ def _import(name: str, parent: ModuleType | None = None) -> ModuleType:
         if error.name != name:  # the module is there, something that it imports is not
             raise TargetError(f"cannot import {name!r}: {error}") from error
         if parent is None:
-            raise TargetError(f"no package {name!r} is installed.") from error
+            raise TargetError(f"no package {name!r} is installed.{_how_to_install(name)}") from error
         prefix, _, last = name.rpartition(".")
         raise TargetError(_no_member(parent, prefix, last)) from error
     except Exception as error:
         raise TargetError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
+
+
+def _how_to_install(package: str) -> str:
+    extra = _EXTRAS.get(package)
+    return f"\nto install it: pip install 'nvsubq[{extra}]'." if extra else ""
 
 
 def _no_member(parent: Any, prefix: str, name: str) -> str:

@@ -42,7 +42,7 @@ _MODULES: dict[str, str | None] = {
     "triton": None,
     "torch": "nvsubq.ops.portable",
     "reference": "nvsubq.ops.reference",
-    "mamba_ssm": None,
+    "mamba_ssm": "nvsubq.ops.mamba_ssm",
 }
 _AUTO = ("native", "triton", "torch")
 _ENVIRONMENT = "NVSUBQ_BACKEND"

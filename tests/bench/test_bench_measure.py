@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from nvsubq.bench import cases, measure, peers, worker
-from nvsubq.bench.cases import OURS, PEERS, PORTABLE, Size
-from nvsubq.bench.process import Worker, WorkerError
-from nvsubq.bench.results import Cell
+from nvsubq.bench.cpu import cases, measure, peers, worker
+from nvsubq.bench.cpu.cases import PEERS, Size
+from nvsubq.bench.cpu.process import Worker, WorkerError
+from nvsubq.bench.cpu.results import Cell
+from nvsubq.bench.names import OURS, PORTABLE
+from nvsubq.bench.packages import version
 
 SMALL = Size(2, 9, 16)
 
@@ -116,7 +118,7 @@ class TestAgreement:
 
 @pytest.mark.parametrize("name", PEERS)
 def test_peers_have_our_weights(name):
-    if peers.version(name) is None:
+    if version(name) is None:
         pytest.skip(f"{name} is not installed")
     ours = cases.build("mamba", SMALL)
     theirs = peers.build(name, ours)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from nvsubq.bench import plot, table
-from nvsubq.bench.cases import OURS, PORTABLE, Size
-from nvsubq.bench.results import Cell
+from nvsubq.bench.cpu import plot, table
+from nvsubq.bench.cpu.cases import Size
+from nvsubq.bench.cpu.results import Cell
+from nvsubq.bench.names import OURS, PORTABLE
 
 SIZES = (Size(4, 196, 192), Size(1, 1024, 192), Size(1, 4096, 192), Size(1, 4096, 384))
 

@@ -18,7 +18,8 @@ CASES = {
     "unknown core": (
         ["core=mambo"],
         "Could not find 'core/mambo'. Did you mean 'mamba'?\n"
-        "  Available options in 'core': attention, mamba, mamba2, rglru, s5",
+        "  Available options in 'core': attention, mamba, mamba2, mamba_ssm_mamba, "
+        "mamba_ssm_mamba2, rglru, s5",
     ),
     "misspelt option": (
         ["core.d_sate=3"],
@@ -31,7 +32,8 @@ CASES = {
     "misspelt trainer option": (["trainer.max_epoch=2"], "no key 'max_epoch' in 'trainer'"),
     "option of another core": (
         ["core=s5", "core.dt_rank=3"],
-        "no key 'dt_rank' in 'core' (override core.dt_rank=3). It belongs to core=mamba.",
+        "no key 'dt_rank' in 'core' (override core.dt_rank=3). "
+        "It belongs to core=mamba, core=mamba_ssm_mamba.",
     ),
     "forced option of another core": (
         ["core=s5", "+core.dt_rank=3"],

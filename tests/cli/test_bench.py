@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nvsubq.bench import measure
+from nvsubq.bench.cpu import measure
 from nvsubq.cli.main import main
 
 
@@ -71,7 +71,7 @@ def test_a_failure_is_told_by_the_exit_code(
         (["cpu", "--limit", "-1"], "error: `--limit` (=-1) must be above 0."),
         (["cpu", "--cores", "mambo"], "invalid choice: 'mambo'"),
         (["cpu", "--peers", "mamba-ssm"], "invalid choice: 'mamba-ssm'"),
-        (["gpu"], "invalid choice: 'gpu'"),
+        (["tpu"], "invalid choice: 'tpu'"),
         ([], "the following arguments are required: DEVICE"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,11 +50,15 @@ def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
         )
         == 1
     )
-    assert "  core               attention, mamba, mamba2, rglru, s5, s7" in lines
+    foreign = "mamba_ssm_mamba, mamba_ssm_mamba2"
+    assert f"  core               attention, mamba, mamba2, {foreign}, rglru, s5, s7" in lines
     for op in self_test.OPS:
         assert any(line.startswith(f"  {op}, torch, cpu") and " ok " in line for line in lines)
     for core in ("attention", "mamba", "mamba2", "rglru", "s5", "s7"):
         assert any(line.startswith(f"  {core} ") and "parameters" in line for line in lines)
+    if importlib.util.find_spec("mamba_ssm") is None:
+        for core in ("mamba_ssm_mamba", "mamba_ssm_mamba2"):
+            assert f"  {core:<28} not there: no package 'mamba_ssm' is installed" in lines
     assert max(map(len, lines)) <= 100
 
 

@@ -234,7 +234,7 @@ def test_help_names_the_commands(capsys):
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
     assert "nvsubq train core=s5 core.d_state=32" in out
-    assert "core: attention, mamba, mamba2, rglru, s5" in out
+    assert "core: attention, mamba, mamba2, mamba_ssm_mamba, mamba_ssm_mamba2, rglru, s5, s7" in out
 
 
 def test_interrupt_keeps_the_last_epoch_and_says_how_to_go_on(train, here, monkeypatch, capsys):

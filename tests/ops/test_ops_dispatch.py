@@ -24,10 +24,9 @@ def test_backends_are_listed_with_reasons() -> None:
     assert listed["torch"].ops == listed["reference"].ops == dispatch.OPS
     if NATIVE:
         assert listed["native"].ops == dispatch.OPS
-    for name in ("triton", "mamba_ssm"):
-        assert not listed[name].active
-        assert listed[name].ops == ()
-        assert "not part of this build" in listed[name].reason
+    assert not listed["triton"].active
+    assert listed["triton"].ops == ()
+    assert "not part of this build" in listed["triton"].reason
 
 
 FAST = "native" if NATIVE else "portable"
@@ -104,8 +103,8 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
         causal_conv1d(x, weight)
 
 
-@pytest.mark.parametrize("name", ["triton", "mamba_ssm"])
-def test_a_named_backend_that_is_not_there_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_backend_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "triton"
     x, weight = torch.ones(1, 2, 1), torch.ones(1, 2)
     reason = rf"\(='{name}'\) is not active: not part of this build of nvsubq\."
     with pytest.raises(RuntimeError, match="`backend` " + reason):

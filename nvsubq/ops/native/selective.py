@@ -48,7 +48,8 @@ def _saved_elements(arguments: Mapping[str, Any]) -> int:
     batch, length, width = arguments["u"].shape
     states = arguments["A"].shape[1]
     parts = 2 if arguments["A"].is_complex() else 1
-    return batch * (length // (32 if states <= 16 else 64)) * states * parts * width
+    cells = 32 if states <= 16 and arguments["u"].device.type == "cpu" else 64
+    return batch * (length // cells) * states * parts * width
 
 
 selective_scan = NativeOp("selective_scan", LAYOUT, _describe, _saved_elements)

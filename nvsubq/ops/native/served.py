@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from nvsubq.ops.native.library import missing
 
+_MOST_CUDA_STATES = 256  # N, of selective_scan
 _SERVED = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
 
@@ -35,6 +36,10 @@ def declines(op: str, arguments: Mapping[str, Any]) -> str | None:
             return f"`{name}` is a {type(value).__name__} with layout {value.layout}, not a plain tensor"
         if (value.is_floating_point() or value.is_complex()) and value.dtype not in _SERVED:
             return f"`{name}` has dtype {str(value.dtype).removeprefix('torch.')}"
+    if op in ("selective_scan", "selective_state_update"):
+        A = arguments["A"]
+        if A.is_cuda and A.shape[1] > _MOST_CUDA_STATES:
+            return f"`A` (shape {list(A.shape)}) has more than {_MOST_CUDA_STATES} states on {A.device}"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a transform of `torch.func` is active"
     if op.endswith("_update"):  # scans are operators of torch, updates are not

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nvsubq.bench.cases import OURS, Size
+from nvsubq.bench.cpu.cases import Size
+from nvsubq.bench.names import OURS
 
 
 @dataclass
@@ -49,30 +49,6 @@ class Cell:
         """Its fields, without those that say nothing."""
         found = asdict(self)
         return {key: value for key, value in found.items() if value or key in ("memory", "error")}
-
-
-def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile.
-
-    Example:
-        >>> quartiles([5.0, 1.0, 2.0, 4.0, 3.0])
-        (2.0, 3.0, 4.0)
-    """
-    if len(times) < 2:
-        return times[0], times[0], times[0]
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
-    return low, middle, high
-
-
-def ratio(times: Sequence[float], ours: Sequence[float]) -> float | None:
-    """Median over the rounds that both have of how many times as long one took; None without any.
-
-    Example:
-        >>> ratio([4.0, 6.0, 9.0], [2.0, 2.0])
-        2.5
-    """
-    pairs = list(zip(times, ours, strict=False))
-    return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
 def beside(cells: Sequence[Cell], cell: Cell, name: str = OURS) -> Cell | None:

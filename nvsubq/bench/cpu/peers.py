@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from nvsubq.bench.packages import version
 
 if TYPE_CHECKING:
     from torch import nn
@@ -12,24 +13,11 @@ if TYPE_CHECKING:
     from nvsubq.cores import Mamba
 
 
-def version(name: str) -> str | None:
-    """The installed version of a package; None where there is none.
-
-    Example:
-        >>> version("torch") is not None, version("no-such-package")
-        (True, None)
-    """
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def build(name: str, ours: Mamba) -> nn.Module:
     """A peer's block with our weights, which maps `[B, L, C]` to `[B, L, C]`.
 
     Args:
-        name: one of `nvsubq.bench.cases.PEERS`.
+        name: one of `nvsubq.bench.cpu.cases.PEERS`.
         ours: the block whose sizes and weights it gets.
 
     Raises:

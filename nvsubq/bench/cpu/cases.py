@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nvsubq.bench.names import OURS, PORTABLE
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -48,9 +50,6 @@ CORES: dict[str, tuple[str, dict[str, Any]]] = {
     "s5": ("S5", {"d_state": 64, "conj_sym": True}),
     "rglru": ("RGLRU", {}),
 }
-
-OURS, PORTABLE = "nvsubq", "nvsubq torch"
-"""What `auto` picks here, and the backend `torch`."""
 
 PEERS = ("mambapy", "transformers", "lite-mamba")
 """Other packages that have a Mamba block in plain PyTorch."""

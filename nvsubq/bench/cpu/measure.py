@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from nvsubq.bench.cases import CORES, OURS, PEERS, PORTABLE, Size
-from nvsubq.bench.peers import version
-from nvsubq.bench.process import Worker, WorkerError
-from nvsubq.bench.results import Cell
+from nvsubq.bench.cpu.cases import CORES, PEERS, Size
+from nvsubq.bench.cpu.process import Worker, WorkerError
+from nvsubq.bench.cpu.results import Cell
+from nvsubq.bench.names import OURS, PORTABLE
+from nvsubq.bench.packages import version
 
 TOLERANCE = 1e-4
 """Largest difference that counts as the same block: fp32, in another order of summation."""

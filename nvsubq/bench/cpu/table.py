@@ -8,8 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from nvsubq.bench.cases import CORES, OURS
-from nvsubq.bench.results import Cell, beside, quartiles, ratio
+from nvsubq.bench.cpu.cases import CORES
+from nvsubq.bench.cpu.results import Cell, beside
+from nvsubq.bench.names import OURS
+from nvsubq.bench.stats import digits, mebibytes, quartiles, ratio, short
 
 
 def core_table(core: str, cells: Sequence[Cell]) -> Table:
@@ -46,7 +48,7 @@ def problems(cells: Sequence[Cell]) -> list[str]:
 
 def _row(cell: Cell, cells: Sequence[Cell]) -> list[str]:
     if cell.problem:
-        return [_short(cell.problem), "", "", "", "", "", _errors(cell)]
+        return [short(cell.problem), "", "", "", "", "", _errors(cell)]
     ours = beside(cells, cell)
     texts = []
     for what in ("forward", "both"):
@@ -54,14 +56,7 @@ def _row(cell: Cell, cells: Sequence[Cell]) -> list[str]:
         factor = None if ours is None or ours is cell else ratio(times, getattr(ours, what))
         texts += [_times(times), "" if factor is None else f"{factor:.2f}x"]
     rate = cell.size.cells / quartiles(cell.both)[1]
-    return [*texts, _bytes(cell.memory), f"{rate:,.0f}", _errors(cell)]
-
-
-def _short(problem: str) -> str:
-    for kind in ("skipped", "disagrees", "not installed"):
-        if problem.startswith(kind):
-            return kind
-    return "failed"
+    return [*texts, mebibytes(cell.memory), f"{rate:,.0f}", _errors(cell)]
 
 
 def _times(times: Sequence[float]) -> str:
@@ -69,20 +64,6 @@ def _times(times: Sequence[float]) -> str:
     unit, scale = ("s", 1.0) if middle >= 1 else ("ms", 1e-3)
     shown = [digits(seconds / scale) for seconds in (low, middle, high)]
     return f"{shown[1]} {unit}" + (f" ({shown[0]}-{shown[2]})" if len(times) > 1 else "")
-
-
-def digits(value: float) -> str:
-    """Three digits, or more before the point.
-
-    Example:
-        >>> [digits(value) for value in (1.234, 45.67, 1234.56)]
-        ['1.23', '45.7', '1235']
-    """
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
-
-
-def _bytes(count: int | None) -> str:
-    return "" if count is None else f"{count / 2**20:,.0f} MiB"
 
 
 def _errors(cell: Cell) -> str:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvsubq.bench import cases, peers
+from nvsubq.bench.cpu import cases, peers
 
 
 def main(given: str) -> int:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nvsubq.bench.cases import Size
+from nvsubq.bench.cpu.cases import Size
 
 START_LIMIT = 300.0
 """Seconds for imports and the first small call."""
@@ -23,7 +23,7 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A process of `nvsubq.bench.worker`, started at once and asked later.
+    """A process of `nvsubq.bench.cpu.worker`, started at once and asked later.
 
     Args:
         core, size, name: what it shall run.
@@ -42,7 +42,7 @@ class Worker:
         # What `auto` picks is measured, whatever the user forces elsewhere.
         environment = {key: value for key, value in os.environ.items() if key != "NVSUBQ_BACKEND"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "nvsubq.bench.worker", json.dumps(asked)],
+            [sys.executable, "-m", "nvsubq.bench.cpu.worker", json.dumps(asked)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,0 +1,202 @@
+// `selective_scan`, real A with the discretization of Mamba in fp32: what the fast kernels share.
+//
+// A channel's states lie on Q neighbouring lanes, P on each. Warps that compute run along a tile of steps; others
+// meanwhile turn the next tile's inputs into what a state needs (delta, and delta u) and the last tile's sums into
+// outputs, so that nothing which belongs to a channel is done in every lane of it. Sums over the lanes of a channel
+// are products with a matrix of ones: one instruction of the tensor cores adds four lanes' numbers of four steps.
+#ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_FAST_CUH
+#define NVSUBQ_CUDA_SELECTIVE_SCAN_FAST_CUH
+
+#include "../math.cuh"
+#include "common.cuh"
+
+namespace nvsubq::selective {
+
+constexpr int kRing = 8;    // tiles whose cells are known
+constexpr float kLog2e = 1.4426950408889634f;
+
+// Whether the fast kernels serve a call, forward and backward.
+bool is_fast(const Selective& a);
+int fast_forward(const Selective& a, cudaStream_t stream);
+int fast_backward(const Selective& a, void* memory, cudaStream_t stream);
+bool is_fast_backward(const Selective& a);
+int64_t fast_forward_bytes(const Selective& a);
+int64_t fast_backward_bytes(const Selective& a);
+
+// Whether sums over lanes must be good to fp32, or only to the rounding of the storage dtype.
+template <class S>
+constexpr bool kExact = !std::is_same_v<S, bf16>;
+
+__device__ __forceinline__ float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// The same, always evaluated: no branch is made around it where an option selects its result.
+__device__ __forceinline__ float exp2_always(float x) {
+  float y;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// log(1 + e) for e in 0 .. 1, with a relative error of 3e-7.
+__device__ __forceinline__ float log1p_of(float e) {
+  float sum = -0.00853918027f;
+  sum = fmaf(sum, e, 0.0440895334f), sum = fmaf(sum, e, -0.10768158f), sum = fmaf(sum, e, 0.177452326f);
+  sum = fmaf(sum, e, -0.244954601f), sum = fmaf(sum, e, 0.332754791f), sum = fmaf(sum, e, -0.499974042f);
+  return e * fmaf(sum, e, 0.999999821f);
+}
+__device__ __forceinline__ float fast_softplus(float x) {
+  return fmaxf(x, 0.0f) + log1p_of(exp2_always(-fabsf(x) * kLog2e));
+}
+__device__ __forceinline__ float fast_sigmoid(float x) { return reciprocal(1.0f + exp2_always(-x * kLog2e)); }
+
+// sum += A (16 x 8) times B (8 x 8), of which a lane has A[g][t], A[g + 8][t], A[g][t + 4], A[g + 8][t + 4], and
+// B[t][g], B[t + 4][g], with g = lane / 4, t = lane % 4; of the sum [g][2t], [g][2t + 1], [g + 8][2t], [g + 8][2t + 1].
+__device__ __forceinline__ void multiply(float (&sum)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+// The tensor cores keep 11 bits of a factor: the part that they keep, whose rest is exact in fp32.
+__device__ __forceinline__ float kept_part(float x) { return __uint_as_float(__float_as_uint(x) & 0xffffe000u); }
+// A number cut to 11 bits is too small by this factor in the mean.
+constexpr float kCut = 1.00035f;
+
+// Adds steps 4m .. 4m + 3 of every lane over its quad. After m = 0 .. 3, lane t of a quad has steps 4t .. 4t + 3 of 16.
+template <bool EXACT>
+__device__ __forceinline__ void add_quads(float (&sum)[4], const float (&x)[4], int m, int g) {
+  const float lower = g == 2 * m ? 1.0f : 0.0f, upper = g == 2 * m + 1 ? 1.0f : 0.0f;
+  if constexpr (EXACT) {
+    float kept[4], rest[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) kept[j] = kept_part(x[j]), rest[j] = x[j] - kept[j];
+    multiply(sum, kept[0], kept[2], kept[1], kept[3], lower, upper);
+    multiply(sum, rest[0], rest[2], rest[1], rest[3], lower, upper);
+  } else {
+    multiply(sum, x[0], x[2], x[1], x[3], lower, upper);
+  }
+}
+
+// Where step t of channel c lies in a row of a tile: a swizzle by groups of four steps, so that neither a step of many
+// channels nor four steps of neighbouring channels meet in a bank.
+__device__ __forceinline__ int swizzled(int c, int four) { return 4 * (four ^ ((c ^ (c >> 3)) & 7)); }
+__device__ __forceinline__ int swizzle(int c, int t) { return swizzled(c, t >> 2) + (t & 3); }
+
+// Four neighbouring elements as fp32. WHOLE: at a multiple of their size, else `valid` of them are there.
+template <class S>
+__device__ __forceinline__ void unpack(const Pack<S, 4>& from, float (&to)[4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) to[j] = widen<float>(from.lane[j]);
+}
+template <>
+__device__ __forceinline__ void unpack<bf16>(const Pack<bf16, 4>& from, float (&to)[4]) {
+  const uint2 bits = *reinterpret_cast<const uint2*>(&from);
+  to[0] = __uint_as_float(bits.x << 16), to[1] = __uint_as_float(bits.x & 0xffff0000u);
+  to[2] = __uint_as_float(bits.y << 16), to[3] = __uint_as_float(bits.y & 0xffff0000u);
+}
+template <class S>
+__device__ __forceinline__ Pack<S, 4> pack(const float (&from)[4]) {
+  Pack<S, 4> to;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) to.lane[j] = narrow<S>(from[j]);
+  return to;
+}
+template <>
+__device__ __forceinline__ Pack<bf16, 4> pack<bf16>(const float (&from)[4]) {
+  Pack<bf16, 4> to;
+  auto* pairs = reinterpret_cast<__nv_bfloat162*>(&to);
+  pairs[0] = __floats2bfloat162_rn(from[0], from[1]), pairs[1] = __floats2bfloat162_rn(from[2], from[3]);
+  return to;
+}
+template <bool WHOLE, class S>
+__device__ __forceinline__ Pack<S, 4> load_four(const S* p, int valid) {
+  if constexpr (WHOLE) {
+    return load_pack<S, 4>(p);
+  } else {
+    Pack<S, 4> x;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x.lane[j] = j < valid ? p[j] : narrow<S>(0.0f);
+    return x;
+  }
+}
+template <bool WHOLE, class S>
+__device__ __forceinline__ void store_four(S* p, const Pack<S, 4>& x, int valid) {
+  if constexpr (WHOLE) {
+    if (valid) store_pack<S, 4>(p, x);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (j < valid) p[j] = x.lane[j];
+  }
+}
+
+// A row of a tensor [B, L, ...], from a channel or group on. Offsets within it are products of 32 bits.
+template <class S>
+struct Row {
+  char* data;
+  uint32_t stride;  // in bytes
+
+  __device__ __forceinline__ Row(const nvsubq_tensor& t, int64_t row, int64_t offset)
+      : data(static_cast<char*>(t.data) + (row * t.stride[0] + offset) * int64_t(sizeof(S))),
+        stride(uint32_t(t.stride[1] * int64_t(sizeof(S)))) {}
+  __device__ __forceinline__ S* at(int32_t cell) const {
+    return reinterpret_cast<S*>(data + uint64_t(uint32_t(cell)) * stride);
+  }
+};
+
+// Options of a call that are the same for all threads.
+struct Options {
+  bool soft, gated, whole;  // `whole`: four channels, and four states, lie on multiples of their size
+};
+
+// The cells of a tile of T steps, and which of them drop the state. A cell that is not there is -1 - another that is.
+template <int T>
+struct Cells {
+  int32_t cell[T];
+  uint32_t starts[T / 32];
+
+  __device__ __forceinline__ bool any_starts() const {
+    uint32_t any = 0;
+#pragma unroll
+    for (int i = 0; i < T / 32; ++i) any |= starts[i];
+    return any;
+  }
+};
+__device__ __forceinline__ int32_t some_cell(int32_t cell) { return cell ^ (cell >> 31); }
+
+// One step's entries of the tables, which a thread asks for a tile before it puts them down.
+struct NextCell {
+  int64_t found = 0, step = -1;
+  int32_t number = 0, before = 0;
+
+  __device__ __forceinline__ void ask(const Steps& steps, int64_t at_step) {
+    step = at_step;
+    const int64_t last = steps.count - 1, read = step < last ? step : last;
+    number = before = 0;
+    if (read < 0) return;
+    found = steps.index ? __ldg(steps.index + read * steps.index_stride) : read;
+    if (steps.segment && step > 0 && step <= last) {
+      number = __ldg(steps.segment + step * steps.segment_stride);
+      before = __ldg(steps.segment + (step - 1) * steps.segment_stride);
+    }
+  }
+  template <int T>
+  __device__ __forceinline__ void put(const Steps& steps, Cells<T>& to, int thread) const {
+    const int64_t in_range = uint64_t(found) < uint64_t(steps.length) ? found : 0;
+    to.cell[thread] = step < steps.count ? int32_t(in_range) : int32_t(-1 - in_range);
+    const uint32_t mask = __ballot_sync(~0u, number != before);
+    if (thread % 32 == 0) to.starts[thread / 32] = mask;
+  }
+};
+
+}  // namespace nvsubq::selective
+
+#endif

@@ -1,0 +1,70 @@
+"""Ops of other packages, each given our tensors in the layout that it likes best. Imported when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from nvsubq.bench.gpu.inputs import Tensors
+from nvsubq.bench.gpu.measure import Absent
+
+Peer = tuple[Tensors, Callable[..., Tensor]]
+"""Leaves, and the function that takes them by name."""
+
+
+def _cells_last(tensors: Tensors) -> Tensors:
+    """`[B, L, ...]` as `[B, ..., L]` in memory too; parameters as they are."""
+    return {n: t.movedim(1, -1).contiguous() if t.dim() > 2 else t for n, t in tensors.items()}
+
+
+def mamba_ssm_scan(tensors: Tensors) -> Peer:
+    """mamba-ssm's `selective_scan_fn`."""
+    _compiled_scan()
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    def run(**given: Tensor) -> Tensor:
+        return selective_scan_fn(**given, delta_softplus=True)
+
+    return _cells_last(tensors), run
+
+
+def _compiled_scan() -> None:
+    from nvsubq.ops.mamba_ssm import inactive
+
+    reason = inactive()
+    if reason is not None:
+        raise Absent(f"not installed: {reason}")
+
+
+def causal_conv1d(tensors: Tensors) -> Peer:
+    """causal-conv1d's `causal_conv1d_fn`, in the layout in which mamba-ssm calls it."""
+    from causal_conv1d import causal_conv1d_fn
+
+    def run(**given: Tensor) -> Tensor:
+        return causal_conv1d_fn(**given, activation="silu")
+
+    return _cells_last(tensors), run
+
+
+def accelerated_scan(tensors: Tensors) -> Peer:
+    """accelerated-scan's kernel of warps, which knows lengths that are a power of two."""
+    from accelerated_scan.warp import scan
+
+    length = tensors["a"].shape[1]
+    if length & (length - 1):
+        raise Absent(f"not there: the package knows lengths that are a power of two, not {length}")
+    return _cells_last(tensors), lambda a, b: scan(a, b)
+
+
+def lrnnx_rglru(tensors: Tensors) -> Peer:
+    """lrnnx's RG-LRU kernel, which is the scan alone: gates are made before it, and are not timed."""
+    from lrnnx.ops.rglru_scan import rglru_scan_fn
+
+    gates = {name: tensors[name].float() + tensors[f"{name}_bias"] for name in ("r", "i")}
+    made = {
+        "u": gates["i"].sigmoid() * tensors["x"].float(),
+        "delta": 8 * gates["r"].sigmoid(),
+        "A": tensors["a_log"].sigmoid()[:, None].contiguous(),
+    }
+    return _cells_last(made), rglru_scan_fn

@@ -1,0 +1,70 @@
+"""`selective_scan` on a CUDA device, at the borders of its fast kernels: tiles, windows, pieces, chunks.
+
+Needs a GPU (`scripts/gpu.sh`); `test_cuda.py` has the shared cases and the laws of every op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import Case, case_of, cases, check, outcome
+
+pytestmark = pytest.mark.gpu
+
+ALL = case_of("selective_scan", "all")  # every optional tensor of Mamba, softplus
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def sized(case: Case, name: str, **sizes: int) -> Case:
+    return replace(case, name=f"{name}-{case.name}", sizes={**case.sizes, "B": 2, **sizes})
+
+
+def at_borders() -> Iterator[Case]:
+    for states in (1, 3, 4, 7, 8, 16, 20, 64):
+        for length in (5, 64, 65, 200):
+            yield sized(ALL, f"N{states}-L{length}", N=states, L=length, D=70)
+    for width in (1, 31, 128, 132, 300):
+        yield sized(ALL, f"D{width}", N=16, L=100, D=width)
+    for length, width in ((1500, 40), (2600, 24), (1100, 200)):  # walks in pieces
+        yield sized(ALL, f"L{length}-D{width}", N=16, L=length, D=width)
+    grouped = dict.fromkeys(("B", "C"), "B L G N")
+    for groups in (2, 10, 40):
+        case = replace(ALL, forms={**ALL.forms, **grouped})
+        yield sized(case, f"G{groups}", N=16, L=100, D=80, G=groups)
+    for name in (
+        "order",
+        "order-reverse",
+        "seq_idx",
+        "seq_idx-order-reverse",
+        "packed",
+        "blocks",
+        "blocks-seq_idx",
+    ):
+        case = case_of("selective_scan", name)
+        yield sized(case, "windows", N=16, L=150, D=64)
+        yield sized(case, "pieces", N=16, L=1200, D=32)
+        yield sized(case, "wide-states", N=40, L=70, D=20)
+
+
+@pytest.mark.parametrize("case", list(at_borders()), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_agrees_with_the_reference_at_borders(case: Case, dtype: torch.dtype) -> None:
+    check(case, "native", dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [c for c in cases("selective_scan") if not c.slow], ids=str)
+def test_every_case_in_half_precision(case: Case, dtype: torch.dtype) -> None:
+    check(case, "native", dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [200, 2600])
+def test_the_same_bits_every_time(length: int, dtype: torch.dtype) -> None:
+    case = sized(ALL, "again", N=16, L=length, D=160)
+    first, second = outcome(case, "native", dtype, "cuda"), outcome(case, "native", dtype, "cuda")
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
