@@ -8,22 +8,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from nvsubq.nd.factory import ModuleFactory
+from nvsubq.nd.orders import scan_order
+from nvsubq.nd.schedule import choose_scan
+from nvsubq.ops.walks import plan_walk
 
 __all__ = ["MambaND", "NDMixer"]
 
-SCANS = ("row_major",)
 FUSIONS = ("sum", "mean")
 SHARINGS = ("none",)
 
 
 class NDMixer(nn.Module):
-    """Walk the cells of a field in row-major order with a 1-D core, in one direction or in both.
+    """Walk the cells of a field in some order with a 1-D core, in one direction or in both.
 
-    The spatial axes are flattened into one sequence whose last axis is the fastest: in `[H, W]` the walk
-    visits (0, 0), (0, 1), ..., so cells that touch vertically are `W` steps apart. With `bidirectional` a
-    second core, with weights of its own, walks the same list from its end, and the two outputs are fused. A
-    core that is not causal (it has an attribute ``causal = False``, as attention may) sees the whole field
-    anyway and is built once.
+    In row-major order the last axis is the fastest: in `[H, W]` the walk visits (0, 0), (0, 1), ..., so cells
+    that touch vertically are `W` steps apart. With another `scan` the core sees the cells in that order, and
+    its outputs go back to their cells; our cores read through a table for that, without a copy, a foreign
+    core gets a permuted one. With `bidirectional` a second core, with weights of its own, walks the same list
+    from its end, and the two outputs are fused. A core that is not causal (it has an attribute
+    ``causal = False``, as attention may) sees the whole field anyway: it is built once and no order matters.
 
     Args:
         core: a factory or a lazy config of a module that maps `[B, L, C]` to `[B, L, C]`; called once for
@@ -31,7 +34,8 @@ class NDMixer(nn.Module):
         d_model: width `C`, passed on to the factory if its signature takes it and it is not bound there.
         layer_idx: index of the layer in its network, passed on likewise.
         bidirectional: walk in both directions.
-        scan: order of the walk; "row_major".
+        scan: order of the walk, as `scan_order` takes it, "hilbert" or "window(4)" for two; or
+            `{"alternate": [order, ...]}`, one for each layer by its `layer_idx`, both ways in turn.
         fuse: how two directions become one: "sum", or "mean" (the sum doubles the variance at each layer).
         share: what the two directions share; "none".
 
@@ -57,13 +61,12 @@ class NDMixer(nn.Module):
         d_model: int | None = None,
         layer_idx: int | None = None,
         bidirectional: bool = False,
-        scan: str = "row_major",
+        scan: Any = "row_major",
         fuse: str = "sum",
         share: str = "none",
     ) -> None:
         super().__init__()
         for name, value, choices in (
-            ("scan", scan, SCANS),
             ("fuse", fuse, FUSIONS),
             ("share", share, SHARINGS),
         ):
@@ -71,6 +74,7 @@ class NDMixer(nn.Module):
                 raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(map(repr, choices))}.")
         if not isinstance(bidirectional, bool):
             raise TypeError(f"`bidirectional` (={bidirectional!r}) must be True or False.")
+        self._order, self._from_end = choose_scan(scan, layer_idx, bidirectional)
         build = ModuleFactory(core, "core")
         _check_width(d_model, build.bound.get("d_model"))
 
@@ -88,7 +92,7 @@ class NDMixer(nn.Module):
         known = (d_model, build.bound.get("d_model"), getattr(self.core_layer, "d_model", None))
         self.d_model = next((width for width in known if isinstance(width, int)), None)
         self._walks_both_ways = "core_layer_rev" in self._modules
-        self._core_reverses = _takes_walk(self.core_layer)
+        self._core_walks = _takes_walk(self.core_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the cells of `x` `[B, *spatial, C]`, of any rank from 1 up and any layout in memory."""
@@ -102,19 +106,27 @@ class NDMixer(nn.Module):
                 f"`d_model` is {self.d_model}."
             )
         cells = x.flatten(1, -2)  # (B, L, C), a view where memory allows
-        out = _checked(self.core_layer, self.core_layer(cells), cells)
+        order = None
+        if self.causal and self._order != "row_major":
+            order = scan_order(self._order, x.shape[1:-1], device=x.device)
+        out = self._walk(self.core_layer, cells, order, self._from_end)
         if self._walks_both_ways:
-            back = _checked(self.core_layer_rev, self._walk_back(cells), cells)
+            back = self._walk(self.core_layer_rev, cells, order, True)
             out = out + back
             if self.fuse == "mean":
                 out = out.mul_(0.5)  # in place: the tensor is our own, and no backward reads the sum
         return out.reshape(x.shape)
 
-    def _walk_back(self, cells: Tensor) -> Tensor:
-        if self._core_reverses:
-            return self.core_layer_rev(cells, reverse=True)
-        out = self.core_layer_rev(cells.flip(1))
-        return _checked(self.core_layer_rev, out, cells).flip(1)
+    def _walk(self, core: nn.Module, cells: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
+        if order is None and not reverse:
+            return _checked(core, core(cells), cells)
+        if self._core_walks:
+            walk = {"reverse": reverse} if order is None else {"order": order, "reverse": reverse}
+            return _checked(core, core(cells, **walk), cells)
+        if order is None:
+            return _checked(core, core(cells.flip(1)), cells).flip(1)
+        plan = plan_walk(cells.shape[1], order, reverse, device=cells.device)
+        return plan.scatter(_checked(core, core(plan.gather(cells)), cells))
 
     def extra_repr(self) -> str:
         parts = [f"bidirectional={self.bidirectional}", f"scan={self.scan!r}", f"fuse={self.fuse!r}"]

@@ -122,6 +122,7 @@ def test_our_cores_are_told_to_walk_back_and_others_are_flipped():
     mixer(torch.randn(1, 4, WIDTH))
     assert mixer.core_layer_rev.walks_back == 1
     assert mixer.core_layer.walks_back == 0
+    assert mixer.core_layer.orders == mixer.core_layer_rev.orders == 0, "row-major needs no order"
 
 
 def test_a_core_that_swallows_keywords_is_flipped():
@@ -227,7 +228,11 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("name", "value", "allowed"),
-        [("scan", "hilbert", "'row_major'"), ("fuse", "gate", "'sum', 'mean'"), ("share", "all", "'none'")],
+        [
+            ("scan", "spiral", "row_major, column_major, .*, or a callable of the shape"),
+            ("fuse", "gate", "'sum', 'mean'"),
+            ("share", "all", "'none'"),
+        ],
     )
     def test_unknown_option(self, name, value, allowed):
         with pytest.raises(ValueError, match=rf"`{name}` \(='{value}'\) must be one of {allowed}\."):
