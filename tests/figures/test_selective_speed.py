@@ -96,7 +96,7 @@ def scan(length: int, level: str, order: Tensor | None = None) -> Passes:
         "d_y": torch.randn(cells),
     }
     grads = {f"d_{n}": torch.zeros_like(t) for n, t in inputs.items()}
-    tables = tables_of(length, order, False, None).named
+    tables = tables_of(length, order, False, None, torch.device("cpu")).named
     scalars = {"length": length, "states": STATES, "groups": 1, "flags": library.SOFTPLUS}
     tensors = {**inputs, **outputs, **grads, **tables}
     return passes("selective_scan", selective.LAYOUT, scalars, tensors, level)
@@ -108,7 +108,7 @@ def convolution(length: int, level: str, order: Tensor | None = None) -> Passes:
     inputs = {"x": torch.randn(cells), "weight": torch.randn(WIDTH, TAPS), "bias": torch.randn(WIDTH)}
     grads = {f"d_{n}": torch.zeros_like(t) for n, t in inputs.items()}
     outputs = {"y": torch.zeros(cells), "d_y": torch.randn(cells)}
-    tables = tables_of(length, order, False, None).named
+    tables = tables_of(length, order, False, None, torch.device("cpu")).named
     scalars = {"length": length, "taps": TAPS, "dilation": 1, "state_width": TAPS - 1, "flags": library.SILU}
     return passes("conv1d", conv.LAYOUT, scalars, {**inputs, **outputs, **grads, **tables}, level)
 
