@@ -14,41 +14,61 @@ struct Forward {
   using Num = Number<T, CX>;
   const Selective& a;
   Chunks chunks;
-  int64_t slot_bytes;
+  int64_t each, packs, slot_bytes;  // chunks of a pack, packs of a group
 
   struct TileOutput {
     Lanes<T> z, y;
     V skip;
   };
 
-  struct Scratch {
+  // A chunk of channels: where they are, and their states.
+  struct Chunk {
+    Place place;
     Coefficients<T, CX> given;
-    Tile<T>* tile;
     TileReader<T>* reader;
     TileOutput* output;
     Num* state;
+
+    Chunk(Arena& arena, const Selective& a, int64_t tiles)
+        : given(arena, a, tiles),
+          reader(arena.take<TileReader<T>>(tiles)),
+          output(arena.take<TileOutput>(tiles)),
+          state(arena.take<Num>(tiles * a.states)) {}
+  };
+
+  struct Scratch {
+    Chunk* chunk;
+    Tile<T>* tile;
     V* out;  // [tiles][kMaxCells]
     typename Loops::Memory* memory;
 
-    Scratch(Arena& arena, const Selective& a, const Chunks& chunks) : given(arena, a, chunks.tiles<T>()) {
-      const int64_t tiles = chunks.tiles<T>();
+    Scratch(Arena& arena, const Selective& a, int64_t chunks, int64_t tiles) {
+      chunk = arena.take<Chunk>(chunks);
+      for (int64_t i = 0; i < chunks; ++i) {
+        const Chunk one(arena, a, tiles);
+        if (arena.base) chunk[i] = one;
+      }
       tile = arena.take<Tile<T>>(tiles);
-      reader = arena.take<TileReader<T>>(tiles);
-      output = arena.take<TileOutput>(tiles);
       for (int64_t i = 0; i < tiles; ++i) {
         Tile<T> one;
         one.take(arena);
         if (arena.base) tile[i] = one;
       }
-      state = arena.take<Num>(tiles * a.states);
       out = arena.take<V>(tiles * kMaxCells);
       memory = arena.take<typename Loops::Memory>(1);
     }
   };
 
+  // Rows of a cell lie side by side in memory, so a task takes as many chunks of a row as leave each thread its share.
   explicit Forward(const Selective& args) : a(args), chunks(args) {
+    const int64_t rows = a.batch * chunks.groups, threads = a.threads > 1 ? a.threads : 1;
+    const int64_t wanted = rows % threads ? threads : 1;
+    packs = wanted < chunks.per_group ? wanted : chunks.per_group;
+    each = (chunks.per_group + packs - 1) / packs;
+    if (each > kMostChunks) each = kMostChunks;
+    packs = (chunks.per_group + each - 1) / each;
     Arena arena(nullptr);
-    Scratch(arena, a, chunks);
+    Scratch(arena, a, each, chunks.tiles<T>());
     slot_bytes = arena.bytes();
   }
 
@@ -56,62 +76,86 @@ struct Forward {
 
   void run() {
     nvsubq::run_tasks(
-        a.threads, a.batch * chunks.count,
+        a.threads, a.batch * chunks.groups * packs,
         [](void* self, int64_t task, int64_t slot) { static_cast<Forward*>(self)->one(task, slot); }, this);
   }
 
  private:
+  static constexpr int64_t kMostChunks = 8;  // what a task keeps of them stays in the second cache
+
   void one(int64_t task, int64_t slot) {
-    const Place place = Place::of<T>(chunks, task);
-    const Steps steps = steps_at(a, chunks, place);
     Arena arena(static_cast<char*>(a.workspace) + slot * slot_bytes);
-    Scratch x(arena, a, chunks);
-    x.given.read_fixed(a, place, Loops::rate_unit);
-    read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, x.state);
-    for (int tile = 0; tile < place.tiles; ++tile) {
-      x.reader[tile].aim(a, place, tile, &x.tile[tile]);
-      TileOutput& to = x.output[tile];
-      to.z = place.of<T>(a.z, tile), to.y = place.of<T>(a.y, tile), to.skip = V{};
-      if (has(a.D)) to.skip = read_lanes<T>(a.D, at(a.D, place.channel<T>(tile)), place.lanes<T>(tile));
+    Scratch x(arena, a, each, chunks.tiles<T>());
+    const int64_t group = task / packs % chunks.groups, begin = task % packs * each;
+    const int64_t count = chunks.per_group - begin < each ? chunks.per_group - begin : each;
+    for (int64_t c = 0; c < count; ++c) {
+      const int64_t number = task / (packs * chunks.groups) * chunks.count + group * chunks.per_group + begin + c;
+      x.chunk[c].place = Place::of<T>(chunks, number);
+      start(x.chunk[c], x);
+      // What is by cell is read once for all of them.
+      x.chunk[c].given.B.cells = x.chunk[0].given.B.cells;
+      x.chunk[c].given.C.cells = x.chunk[0].given.C.cells;
+      x.chunk[c].given.gate.cells = x.chunk[0].given.gate.cells;
     }
-    const int64_t most = segment_cells(a.states), count = segments(a.length, a.states);
+    const Place& first = x.chunk[0].place;
+    const Steps steps = steps_at(a, chunks, first);
+    const int64_t most = segment_cells(a.states), last = segments(a.length, a.states) - 1;
     Segment segment, next;
     Ahead ahead;
     next.read(steps, 0, most);
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i <= last; ++i) {
       segment = next;
       next.read(steps, (i + 1) * most, most);
-      x.given.expect(a, place, next);
-      ahead.aim<T>({&a.u, &a.delta, &a.z, &a.y}, place, next);
-      if (segment.cells) x.given.read_segment(a, place, segment);
-      if (segment.cells) read_tiles<T>(a, place, segment, x.reader, x.tile);
-      for (int tile = 0; tile < place.tiles; ++tile) {
-        Num* state = x.state + tile * a.states;
-        if (i && a.saved) SavedStates<T, CX>(a, place, i, tile).write(state);
-        if (!segment.cells) continue;
-        V* out = x.out + tile * kMaxCells;
-        for (int t = 0; t < segment.cells; ++t) out[t] = V{};
-        Loops::advance(a.discretization, x.tile[tile], segment, x.given, tile, state, out, ahead, *x.memory);
+      x.chunk[0].given.expect(a, first, next);
+      if (segment.cells) x.chunk[0].given.read_segment(a, first, segment);
+      for (int64_t c = 0; c < count; ++c) {
+        const bool turns = c + 1 == count;  // the next chunk is the first one's next segment
+        ahead.aim<T>({&a.u, &a.delta, &a.z, &a.y}, x.chunk[turns ? 0 : c + 1].place, turns ? next : segment);
+        advance(x.chunk[c], i, segment, ahead, x);
       }
-      write_outputs(place, segment, x);
     }
-    if (has(a.final_state)) write_state<T, CX>(a.final_state, place, a.states, x.state);
-    clear_absent<T>(a.y, place, steps);
+    for (int64_t c = 0; c < count; ++c) {
+      if (has(a.final_state)) write_state<T, CX>(a.final_state, x.chunk[c].place, a.states, x.chunk[c].state);
+      clear_absent<T>(a.y, x.chunk[c].place, steps);
+    }
   }
 
-  void write_outputs(const Place& place, const Segment& segment, const Scratch& x) const {
+  void start(Chunk& chunk, const Scratch& x) const {
+    const Place& place = chunk.place;
+    chunk.given.read_fixed(a, place, Loops::rate_unit);
+    read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, chunk.state);
+    for (int tile = 0; tile < place.tiles; ++tile) {
+      chunk.reader[tile].aim(a, place, tile, &x.tile[tile]);
+      TileOutput& to = chunk.output[tile];
+      to.z = place.of<T>(a.z, tile), to.y = place.of<T>(a.y, tile), to.skip = V{};
+      if (has(a.D)) to.skip = read_lanes<T>(a.D, at(a.D, place.channel<T>(tile)), place.lanes<T>(tile));
+    }
+  }
+
+  void advance(const Chunk& chunk, int64_t i, const Segment& segment, Ahead& ahead, const Scratch& x) const {
+    const Place& place = chunk.place;
+    if (segment.cells) read_tiles<T>(a, place, segment, chunk.reader, x.tile);
+    for (int tile = 0; tile < place.tiles; ++tile) {
+      Num* state = chunk.state + tile * a.states;
+      if (i && a.saved) SavedStates<T, CX>(a, place, i, tile).write(state);
+      if (!segment.cells) continue;
+      V* out = x.out + tile * kMaxCells;
+      for (int t = 0; t < segment.cells; ++t) out[t] = V{};
+      Loops::advance(a.discretization, x.tile[tile], segment, chunk.given, tile, state, out, ahead, *x.memory);
+    }
     for (int t = 0; t < segment.cells; ++t)
-      for (int tile = 0; tile < place.tiles; ++tile) {
-        const TileOutput& to = x.output[tile];
-        const V out = x.out[tile * kMaxCells + t];
-        V y = CX ? out * T(2) : out;
-        if (has(a.D)) y = y + to.skip * x.tile[tile].u[t];
-        if (to.z.there) {
-          const V z = to.z[segment.cell[t]];
-          y = y * (z * sigmoid<T>(z));
-        }
-        to.y.put(segment.cell[t], y);
-      }
+      for (int tile = 0; tile < place.tiles; ++tile) write_output(chunk.output[tile], segment.cell[t], x, tile, t);
+  }
+
+  void write_output(const TileOutput& to, int64_t cell, const Scratch& x, int tile, int t) const {
+    const V out = x.out[tile * kMaxCells + t];
+    V y = CX ? out * T(2) : out;
+    if (has(a.D)) y = y + to.skip * x.tile[tile].u[t];
+    if (to.z.there) {
+      const V z = to.z[cell];
+      y = y * (z * sigmoid<T>(z));
+    }
+    to.y.put(cell, y);
   }
 };
 
