@@ -117,7 +117,8 @@ void conv_backward(const Conv& a) {
     if (k == a.taps && !has(a.d_bias)) break;
     for (int64_t c = 0; c < a.width; ++c) {
       T sum = 0;
-      for (int64_t i = 0; i < a.batch * plan.pieces; ++i) sum += plan.partial(0, 0)[(i * (a.taps + 1) + k) * a.width + c];
+      for (int64_t i = 0; i < a.batch * plan.pieces; ++i)
+        sum += plan.partial(0, 0)[(i * (a.taps + 1) + k) * a.width + c];
       if (k == a.taps)
         write_one<T>(a.d_bias, at(a.d_bias, c), sum);
       else

@@ -60,14 +60,40 @@ struct Partial {
   }
 };
 
-// What one task of a backward keeps.
+// What a task of a backward makes of a segment of one chunk of channels, and forgets: the next chunk's takes its place.
+template <class Loops>
+struct SegmentMemory {
+  using T = typename Loops::T;
+  using V = Vec<T>;
+  Tile<T>* tile;
+  TileAdjoints<T>* grad;
+  Number<T, Loops::CX>* entering;  // states
+  T* times;
+  typename Loops::Memory* memory;
+
+  SegmentMemory(Arena& arena, const Selective& a, int64_t tiles) {
+    tile = arena.take<Tile<T>>(tiles);
+    grad = arena.take<TileAdjoints<T>>(tiles);
+    Tile<T> one;
+    TileAdjoints<T> other;
+    for (int64_t i = 0; i < tiles; ++i) {
+      one.take(arena), other.take(arena);
+      if (arena.base) tile[i] = one, grad[i] = other;
+    }
+    entering = arena.take<Number<T, Loops::CX>>(tiles * a.states);
+    times = arena.take<T>(kMaxCells);
+    memory = arena.take<typename Loops::Memory>(1);
+  }
+};
+
+// What a task of a backward keeps of one chunk of channels.
 template <class Loops>
 struct Adjoints {
   using T = typename Loops::T;
   using V = Vec<T>;
   static constexpr bool CX = Loops::CX;
   using Num = Number<T, CX>;
-  const Place& place;
+  const Place place;
   const Segment& segment;
   const Partial<T>& partial;
   int64_t kind, states;
@@ -87,33 +113,28 @@ struct Adjoints {
   T* times;
   typename Loops::Memory* memory;
 
-  Adjoints(Arena& arena, const Selective& a, const Chunks& chunks, const Place& where, const Segment& cells,
-           const Partial<T>& sums)
+  Adjoints(Arena& arena, const Selective& a, int64_t tiles, const Place& where, const Segment& cells,
+           const Partial<T>& sums, const SegmentMemory<Loops>& shared)
       : place(where),
         segment(cells),
         partial(sums),
         kind(a.discretization),
         states(a.states),
         gated_output(has(a.z)),
-        given(arena, a, chunks.tiles<T>()) {
-    const int64_t tiles = chunks.tiles<T>(), each = tiles * states;
-    tile = arena.take<Tile<T>>(tiles);
+        tile(shared.tile),
+        grad(shared.grad),
+        given(arena, a, tiles),
+        entering(shared.entering),
+        times(shared.times),
+        memory(shared.memory) {
+    const int64_t each = tiles * states;
     reader = arena.take<TileReader<T>>(tiles);
     rows = arena.take<Rows>(tiles);
-    grad = arena.take<TileAdjoints<T>>(tiles);
-    Tile<T> one;
-    TileAdjoints<T> other;
-    for (int64_t i = 0; i < tiles; ++i) {
-      one.take(arena), other.take(arena);
-      if (arena.base) tile[i] = one, grad[i] = other;
-    }
-    for (Num** p : {&entering, &arriving, &d_rate}) *p = arena.take<Num>(each);
+    for (Num** p : {&arriving, &d_rate}) *p = arena.take<Num>(each);
     d_fixed_B = arena.take<Num>(a.flags & NVSUBQ_FIXED_B ? each : 0);
     d_fixed_C = arena.take<Num>(a.flags & NVSUBQ_FIXED_C ? each : 0);
     d_fixed_gate = arena.take<V>(given.gated && (a.flags & NVSUBQ_FIXED_GATE) ? each : 0);
     for (V** p : {&d_skip, &d_bias, &d_step}) *p = arena.take<V>(tiles);
-    times = arena.take<T>(kMaxCells);
-    memory = arena.take<typename Loops::Memory>(1);
   }
 
   void aim(const Selective& a, int i) {

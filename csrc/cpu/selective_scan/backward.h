@@ -3,6 +3,8 @@
 #ifndef NVSUBQ_CPU_SELECTIVE_SCAN_BACKWARD_H
 #define NVSUBQ_CPU_SELECTIVE_SCAN_BACKWARD_H
 
+#include <new>
+
 #include "adjoints.h"
 
 namespace {
@@ -15,14 +17,17 @@ struct Backward {
   using Scratch = Adjoints<Loops>;
   const Selective& a;
   Chunks chunks;
+  Packs packs;
   Partial<T> partial;
   int64_t slot_bytes, partial_bytes;
 
-  explicit Backward(const Selective& args) : a(args), chunks(args), partial(measured(args, chunks, &partial_bytes)) {
+  explicit Backward(const Selective& args)
+      : a(args), chunks(args), packs(args, chunks), partial(measured(args, chunks, &partial_bytes)) {
     Arena slot(nullptr);
-    const Place place = {};
     const Segment segment = {};
-    Scratch(slot, a, chunks, place, segment, partial);
+    const SegmentMemory<Loops> shared(slot, a, chunks.tiles<T>());
+    slot.take<Scratch>(packs.each);
+    for (int64_t c = 0; c < packs.each; ++c) Scratch(slot, a, chunks.tiles<T>(), Place{}, segment, partial, shared);
     slot_bytes = slot.bytes();
     Arena arena(a.workspace);
     partial = Partial<T>(arena, a, chunks);
@@ -38,7 +43,7 @@ struct Backward {
 
   void run() {
     nvsubq::run_tasks(
-        a.threads, a.batch * chunks.count,
+        a.threads, a.batch * chunks.groups * packs.per_group,
         [](void* self, int64_t task, int64_t slot) { static_cast<Backward*>(self)->one(task, slot); }, this);
     AddUp<T> sums{a, partial, chunks.groups};
     nvsubq::run_tasks(
@@ -48,38 +53,58 @@ struct Backward {
 
  private:
   void one(int64_t task, int64_t slot) {
-    const Place place = Place::of<T>(chunks, task);
-    const Steps steps = steps_at(a, chunks, place);
+    const Pack pack(chunks, packs, task);
     Segment segment, next;
     Arena arena(static_cast<char*>(a.workspace) + partial_bytes + slot * slot_bytes);
-    Scratch x(arena, a, chunks, place, segment, partial);
-    x.given.read_fixed(a, place, Loops::rate_unit);
-    read_by_channel<T, CX>(a.d_final_state, place.row, place, a.states, x.arriving);
-    x.start();
-    for (int tile = 0; tile < place.tiles; ++tile) x.aim(a, tile);
+    const SegmentMemory<Loops> shared(arena, a, chunks.tiles<T>());
+    Scratch* const x = arena.take<Scratch>(packs.each);
+    for (int64_t c = 0; c < pack.count; ++c) {
+      const Place place = Place::of<T>(chunks, pack.first + c);
+      start(*new (x + c) Scratch(arena, a, chunks.tiles<T>(), place, segment, partial, shared));
+      x[c].given.share(x[0].given);  // what is by cell is read once for all of them
+    }
+    const Place& first = x[0].place;
+    const Steps steps = steps_at(a, chunks, first);
     const int64_t most = segment_cells(a.states), last = segments(a.length, a.states) - 1;
     next.read(steps, last * most, most);
     for (int64_t i = last; i >= 0; --i) {
       segment = next;
       next.read(steps, i ? (i - 1) * most : a.length, most);
       if (!segment.cells) continue;
-      x.given.expect(a, place, next);
-      x.ahead.template aim<T>({&a.u, &a.delta, &a.z, &a.d_y, &a.d_u, &a.d_delta, &a.d_z}, place, next);
-      x.given.read_segment(a, place, segment);
-      if (!i) read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, x.entering);
-      for (int tile = 0; tile < place.tiles; ++tile) {
-        if (i) SavedStates<T, CX>(a, place, i, tile).read(x.entering + tile * a.states);
+      x[0].given.expect(a, first, next);
+      x[0].given.read_segment(a, first, segment);
+      for (int64_t c = 0; c < pack.count; ++c) {
+        const bool turns = c + 1 == pack.count;  // the next chunk is the first one's segment before this
+        x[c].ahead.template aim<T>({&a.u, &a.delta, &a.z, &a.d_y, &a.d_u, &a.d_delta, &a.d_z},
+                                   x[turns ? 0 : c + 1].place, turns ? next : segment);
+        step_back(x[c], i);
       }
-      read_tiles<T>(a, place, segment, x.reader, x.tile);
-      read_cotangents(place, segment, x);
-      Loops::gradients(x);
-      for (int t = 0; t < segment.cells; ++t) x.times[t] = 0;
-      for (int tile = 0; tile < place.tiles; ++tile) write_tile(place, segment, tile, x);
-      if (has(a.timesteps))
-        for (int t = 0; t < segment.cells; ++t)
-          partial.times[(place.row * a.length + segment.cell[t]) * chunks.count + place.chunk] = x.times[t];
     }
-    finish(place, steps, x);
+    for (int64_t c = 0; c < pack.count; ++c) finish(x[c].place, steps, x[c]);
+  }
+
+  void start(Scratch& x) const {
+    x.given.read_fixed(a, x.place, Loops::rate_unit);
+    read_by_channel<T, CX>(a.d_final_state, x.place.row, x.place, a.states, x.arriving);
+    x.start();
+    for (int tile = 0; tile < x.place.tiles; ++tile) x.aim(a, tile);
+  }
+
+  void step_back(Scratch& x, int64_t i) const {
+    const Place& place = x.place;
+    const Segment& segment = x.segment;
+    if (!i) read_by_channel<T, CX>(a.initial_state, place.row, place, a.states, x.entering);
+    for (int tile = 0; tile < place.tiles; ++tile) {
+      if (i) SavedStates<T, CX>(a, place, i, tile).read(x.entering + tile * a.states);
+    }
+    read_tiles<T>(a, place, segment, x.reader, x.tile);
+    read_cotangents(place, segment, x);
+    Loops::gradients(x);
+    for (int t = 0; t < segment.cells; ++t) x.times[t] = 0;
+    for (int tile = 0; tile < place.tiles; ++tile) write_tile(place, segment, tile, x);
+    if (has(a.timesteps))
+      for (int t = 0; t < segment.cells; ++t)
+        partial.times[(place.row * a.length + segment.cell[t]) * chunks.count + place.chunk] = x.times[t];
   }
 
   void read_cotangents(const Place& place, const Segment& segment, const Scratch& x) const {

@@ -145,6 +145,10 @@ struct Coefficients {
     if (gated && (a.flags & NVSUBQ_FIXED_GATE))
       read_by_channel<T, false>(a.decay_gate, -1, place, a.states, gate.fixed);
   }
+  // Reads by cell where another one, of the same group, has read them.
+  void share(const Coefficients& other) {
+    B.cells = other.B.cells, C.cells = other.C.cells, gate.cells = other.gate.cells;
+  }
   void expect(const Selective& a, const Place& place, const Segment& next) const {
     B.expect(a.B, place, next);
     C.expect(a.C, place, next);

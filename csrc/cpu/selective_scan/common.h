@@ -42,7 +42,34 @@ struct Chunks {
   }
 };
 
-// One task's place: channels first .. first + channels of group `group`, in tiles of W lanes.
+// How many chunks a task takes, and how many tasks a group's are. Rows of a cell lie side by side in memory, so a task
+// takes as many chunks of a row as leave each thread its share; no chunk's arithmetic depends on the others.
+struct Packs {
+  static constexpr int64_t kMost = 8;  // what a task keeps of them stays in the second cache
+  int64_t each, per_group;
+
+  Packs(const Selective& a, const Chunks& chunks) {
+    const int64_t threads = a.threads > 1 ? a.threads : 1;
+    const int64_t wanted = a.batch * chunks.groups % threads ? threads : 1;
+    per_group = wanted < chunks.per_group ? wanted : chunks.per_group;
+    each = (chunks.per_group + per_group - 1) / per_group;
+    if (each > kMost) each = kMost;
+    per_group = (chunks.per_group + each - 1) / each;
+  }
+};
+
+// One task: the chunks from `first` on of the rows' chunks, in the order of `Place::of`.
+struct Pack {
+  int64_t first, count;
+
+  Pack(const Chunks& chunks, const Packs& packs, int64_t task) {
+    const int64_t within = task % packs.per_group * packs.each;
+    first = task / packs.per_group * chunks.per_group + within;
+    count = chunks.per_group - within < packs.each ? chunks.per_group - within : packs.each;
+  }
+};
+
+// One chunk's place: channels first .. first + channels of group `group`, in tiles of W lanes.
 struct Place {
   int64_t row, chunk, group, first;
   int channels, tiles;

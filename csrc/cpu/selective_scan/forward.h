@@ -14,7 +14,8 @@ struct Forward {
   using Num = Number<T, CX>;
   const Selective& a;
   Chunks chunks;
-  int64_t each, packs, slot_bytes;  // chunks of a pack, packs of a group
+  Packs packs;
+  int64_t slot_bytes;
 
   struct TileOutput {
     Lanes<T> z, y;
@@ -59,16 +60,9 @@ struct Forward {
     }
   };
 
-  // Rows of a cell lie side by side in memory, so a task takes as many chunks of a row as leave each thread its share.
-  explicit Forward(const Selective& args) : a(args), chunks(args) {
-    const int64_t rows = a.batch * chunks.groups, threads = a.threads > 1 ? a.threads : 1;
-    const int64_t wanted = rows % threads ? threads : 1;
-    packs = wanted < chunks.per_group ? wanted : chunks.per_group;
-    each = (chunks.per_group + packs - 1) / packs;
-    if (each > kMostChunks) each = kMostChunks;
-    packs = (chunks.per_group + each - 1) / each;
+  explicit Forward(const Selective& args) : a(args), chunks(args), packs(args, chunks) {
     Arena arena(nullptr);
-    Scratch(arena, a, each, chunks.tiles<T>());
+    Scratch(arena, a, packs.each, chunks.tiles<T>());
     slot_bytes = arena.bytes();
   }
 
@@ -76,26 +70,19 @@ struct Forward {
 
   void run() {
     nvsubq::run_tasks(
-        a.threads, a.batch * chunks.groups * packs,
+        a.threads, a.batch * chunks.groups * packs.per_group,
         [](void* self, int64_t task, int64_t slot) { static_cast<Forward*>(self)->one(task, slot); }, this);
   }
 
  private:
-  static constexpr int64_t kMostChunks = 8;  // what a task keeps of them stays in the second cache
-
   void one(int64_t task, int64_t slot) {
     Arena arena(static_cast<char*>(a.workspace) + slot * slot_bytes);
-    Scratch x(arena, a, each, chunks.tiles<T>());
-    const int64_t group = task / packs % chunks.groups, begin = task % packs * each;
-    const int64_t count = chunks.per_group - begin < each ? chunks.per_group - begin : each;
-    for (int64_t c = 0; c < count; ++c) {
-      const int64_t number = task / (packs * chunks.groups) * chunks.count + group * chunks.per_group + begin + c;
-      x.chunk[c].place = Place::of<T>(chunks, number);
+    Scratch x(arena, a, packs.each, chunks.tiles<T>());
+    const Pack pack(chunks, packs, task);
+    for (int64_t c = 0; c < pack.count; ++c) {
+      x.chunk[c].place = Place::of<T>(chunks, pack.first + c);
       start(x.chunk[c], x);
-      // What is by cell is read once for all of them.
-      x.chunk[c].given.B.cells = x.chunk[0].given.B.cells;
-      x.chunk[c].given.C.cells = x.chunk[0].given.C.cells;
-      x.chunk[c].given.gate.cells = x.chunk[0].given.gate.cells;
+      x.chunk[c].given.share(x.chunk[0].given);  // what is by cell is read once for all of them
     }
     const Place& first = x.chunk[0].place;
     const Steps steps = steps_at(a, chunks, first);
@@ -108,13 +95,13 @@ struct Forward {
       next.read(steps, (i + 1) * most, most);
       x.chunk[0].given.expect(a, first, next);
       if (segment.cells) x.chunk[0].given.read_segment(a, first, segment);
-      for (int64_t c = 0; c < count; ++c) {
-        const bool turns = c + 1 == count;  // the next chunk is the first one's next segment
+      for (int64_t c = 0; c < pack.count; ++c) {
+        const bool turns = c + 1 == pack.count;  // the next chunk is the first one's next segment
         ahead.aim<T>({&a.u, &a.delta, &a.z, &a.y}, x.chunk[turns ? 0 : c + 1].place, turns ? next : segment);
         advance(x.chunk[c], i, segment, ahead, x);
       }
     }
-    for (int64_t c = 0; c < count; ++c) {
+    for (int64_t c = 0; c < pack.count; ++c) {
       if (has(a.final_state)) write_state<T, CX>(a.final_state, x.chunk[c].place, a.states, x.chunk[c].state);
       clear_absent<T>(a.y, x.chunk[c].place, steps);
     }
