@@ -58,7 +58,7 @@ template <class T>
 struct ConvTask {
   using V = Vec<T>;
   static constexpr int W = Simd<T>::W;
-  static constexpr int64_t kAhead = 16;  // steps
+  static constexpr int64_t kAhead = 32;  // steps
   const ConvPlan<T>& p;
   const Conv& a;
   int64_t row, number, begin, end;  // steps of the piece that visit a cell
@@ -100,14 +100,12 @@ struct ConvTask {
 
   Lanes<T> lanes(const nvsubq_tensor& t) const { return Lanes<T>(t, row, channel, n); }
 
-  // The first tile asks for the rows of all, some steps ahead: they jump from row to row, which no hardware foresees.
-  // Always inline: GCC 12 drops calls of a function that does nothing but prefetch.
+  // Asks for a tile's line some steps ahead: they jump from row to row, which no hardware foresees, and all lines of a
+  // row at once would be more than a core can wait for. Always inline: GCC 12 drops calls of a function that does
+  // nothing but prefetch.
   __attribute__((always_inline)) void expect(const Lanes<T>& of, int64_t step, int64_t stop) const {
     step += kAhead;
-    if (channel != first_ || step < 0 || step >= stop) return;
-    const char* row_of_cell = of.first + steps.cell(step) * of.bytes;
-    for (int64_t at_byte = 0; at_byte < channels_ * item_size(*of.tensor); at_byte += 64)
-      __builtin_prefetch(row_of_cell + at_byte, 0, 2);
+    if (step >= 0 && step < stop) __builtin_prefetch(of.first + steps.cell(step) * of.bytes, 0, 2);
   }
 
   // The input at a step; before the walk, from the initial state.
