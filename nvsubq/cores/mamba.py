@@ -25,6 +25,7 @@ from nvsubq.cores.branches import convolve, convolve_step, make_branches, make_s
 from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.ops import mamba_inner, selective_scan, selective_state_update
+from nvsubq.ops.numerics import inverse_softplus
 from nvsubq.ops.steps import mamba_step
 
 _GATE_BIAS = 4.0  # a decay's gate starts near 1
@@ -170,7 +171,7 @@ class Mamba(LTV_LRNN):
             log_dt = torch.empty(self.d_inner, dtype=self.A_log.dtype, device=self.A_log.device)
             dt = log_dt.uniform_(math.log(self.dt_min), math.log(self.dt_max)).exp()
             dt = dt.clamp(min=self.dt_init_floor)
-            layer.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(bias) = dt
+            layer.bias.copy_(inverse_softplus(dt))
         n = torch.arange(self.d_state, device=self.A_log.device)
         if self.a_init == "s4d_lin":
             self.A_log.fill_(math.log(0.5))

@@ -24,6 +24,7 @@ from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.cores.norm import GroupRMSNorm
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, ssd_scan, ssd_state_update
+from nvsubq.ops.numerics import inverse_softplus
 from nvsubq.ops.steps import mamba2_step
 
 
@@ -159,7 +160,7 @@ class Mamba2(LTV_LRNN):
             self.conv1d.weight.uniform_(-self.conv_init, self.conv_init)
         log_dt = torch.empty_like(self.dt_bias).uniform_(math.log(self.dt_min), math.log(self.dt_max))
         dt = log_dt.exp().clamp(min=self.dt_init_floor)
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
+        self.dt_bias.copy_(inverse_softplus(dt))
         self.A_log.uniform_(*self.A_init_range).log_()
         self.D.fill_(1.0)
 

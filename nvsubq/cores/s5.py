@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvsubq.cores.base import (
@@ -21,8 +20,8 @@ from nvsubq.cores.base import (
     state_dtype,
 )
 from nvsubq.cores.cache import check_cache, own_states, write_cache
+from nvsubq.cores.complex_pairs import project_in, read_out, start_at_hippo
 from nvsubq.cores.fusing import own_of
-from nvsubq.cores.hippo import hippo_blocks
 from nvsubq.ops import linear_scan, linear_state_update
 from nvsubq.ops.numerics import complex_of, expm1_over
 from nvsubq.ops.steps import s5_step
@@ -110,19 +109,9 @@ class S5(LTV_LRNN):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start at HiPPO-LegS, with B, C, D and dt drawn from torch's generator."""
-        eigenvalues, basis = hippo_blocks(self.d_state, self.blocks, half=self.conj_sym)
-        size = len(basis)
-        self.A.copy_(torch.view_as_real(eigenvalues))
-        # One stream of numbers for every device and dtype.
-        drawn: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-        b = torch.randn(size, self.d_model, **drawn) * self.d_model**-0.5
-        c = torch.randn(self.d_model, size, **drawn) * size**-0.5
-        self.B.copy_(torch.view_as_real(basis.mH @ b.to(basis.dtype)))
-        self.C.copy_(torch.view_as_real(c.to(basis.dtype) @ basis))
-        self.D.copy_(torch.randn(self.d_model, **drawn))
-        self.log_dt.copy_(
-            torch.rand(self.d_state, **drawn) * math.log(self.dt_max / self.dt_min) + math.log(self.dt_min)
-        )
+        start_at_hippo(self.A, self.B, self.C, self.D, self.blocks, half=self.conj_sym)
+        drawn = torch.rand(self.d_state, dtype=torch.float64, device="cpu")
+        self.log_dt.copy_(drawn * math.log(self.dt_max / self.dt_min) + math.log(self.dt_min))
 
     def forward(
         self,
@@ -260,10 +249,8 @@ class S5(LTV_LRNN):
             else:
                 _, gamma = self._discretize(dt, rates)
         b = torch.view_as_complex(self.B.to(exact)) * gamma.to(complex_of(exact))[:, None]  # (N, C)
-        weight = torch.view_as_real(b).transpose(1, 2).reshape(2 * self.d_state, self.d_model)
-        pairs = F.linear(u, weight.to(self.B.dtype))  # real and imaginary parts, beside each other
-        pairs = pairs.to(exact).unflatten(-1, (self.d_state, 2))
-        return decays.to(complex_of(exact)), torch.view_as_complex(pairs), options
+        inputs = project_in(u, torch.view_as_real(b).to(self.B.dtype), exact)
+        return decays.to(complex_of(exact)), inputs, options
 
     def _rates(self) -> tuple[Tensor, Tensor]:
         """dt and dt Lambda `[N]` in fp64: in fp32 a phase of 130 radians is 1e-5 off."""
@@ -282,10 +269,7 @@ class S5(LTV_LRNN):
         return torch.exp(rates), dt * expm1_over(rates)  # zoh, async
 
     def _read_out(self, s: Tensor, u: Tensor) -> Tensor:
-        kappa = 2.0 if self.conj_sym else 1.0
-        weight = torch.stack((kappa * self.C[..., 0], -kappa * self.C[..., 1]), dim=-1)
-        pairs = torch.view_as_real(s).flatten(-2).to(self.C.dtype)
-        return F.linear(pairs, weight.flatten(1)) + self.D.to(u.dtype) * u  # Re(C s) = Cr sr - Ci si
+        return read_out(s, u, self.C, self.D, 2.0 if self.conj_sym else 1.0)
 
     def extra_repr(self) -> str:
         return (

@@ -21,9 +21,9 @@ from nvsubq.cores.base import (
 )
 from nvsubq.cores.bilinear import bilinear_form
 from nvsubq.cores.cache import check_cache, own_states, write_cache
-from nvsubq.cores.hippo import hippo_blocks
+from nvsubq.cores.complex_pairs import project_in, read_out, start_at_hippo
 from nvsubq.ops import linear_scan, linear_state_update
-from nvsubq.ops.numerics import complex_of, expm1_over
+from nvsubq.ops.numerics import complex_of, expm1_over, inverse_softplus
 
 VARIANTS = ("selective", "delta")
 _DT_MIN, _DT_MAX = 0.001, 0.1
@@ -128,17 +128,11 @@ class S7(LTV_LRNN):
             forgets = -torch.expm1(-dt / 2)
             self.base_params.copy_(torch.sqrt(1 / forgets - 0.5).repeat(self.J))
             return
-        eigenvalues, basis = hippo_blocks(self.d_state, self.J)
-        self.A.copy_(torch.view_as_real(eigenvalues))
-        drawn: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # one stream for every device
-        b = torch.randn(self.d_state, self.d_model, **drawn) * self.d_model**-0.5
-        c = torch.randn(self.d_model, self.d_state, **drawn) * self.d_state**-0.5
-        self.B.copy_(torch.view_as_real(basis.mH @ b.to(basis.dtype)))
-        self.C.copy_(torch.view_as_real(c.to(basis.dtype) @ basis))
-        self.D.copy_(torch.randn(self.d_model, **drawn))
+        start_at_hippo(self.A, self.B, self.C, self.D, self.J)
         nn.init.normal_(self.delta_proj.weight, std=0.02)
-        dt = torch.exp(torch.rand(self.d_state, **drawn) * math.log(_DT_MAX / _DT_MIN) + math.log(_DT_MIN))
-        self.delta_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt
+        drawn = torch.rand(self.d_state, dtype=torch.float64, device="cpu")
+        dt = torch.exp(drawn * math.log(_DT_MAX / _DT_MIN) + math.log(_DT_MIN))
+        self.delta_proj.bias.copy_(inverse_softplus(dt))
 
     def forward(
         self,
@@ -265,24 +259,16 @@ class S7(LTV_LRNN):
 
     def _stepped(self, h: Tensor, timesteps: Tensor | None) -> tuple[Any, ...]:
         exact = state_dtype(self.A.dtype)
-        # By hand, so that autocast leaves it alone: steps span decades.
-        weight, bias = self.delta_proj.weight, self.delta_proj.bias
-        delta = F.softplus(torch.matmul(h.to(exact).unsqueeze(-2), weight.t()).squeeze(-2) + bias)
+        # The bias is added in fp32 whatever autocast makes of the product: steps span decades.
+        rows = F.linear(h.to(exact), self.delta_proj.weight).to(exact)
+        delta = F.softplus(rows + self.delta_proj.bias)
         rates = torch.view_as_complex(self.A.to(exact))
-        by_B = self.B.to(h.dtype).transpose(1, 2).reshape(2 * self.d_state, self.d_model)
-        pairs = F.linear(h, by_B).to(exact).unflatten(-1, (self.d_state, 2))
-        b = torch.view_as_complex(pairs.contiguous())
+        b = project_in(h, self.B, exact)
         options: dict[str, Any] = {"dt": delta, "discretization": "zoh", "input_scale": "zoh"}
         if timesteps is not None:
             b = b * delta * expm1_over(delta * rates)
             options |= {"dt": timesteps.to(exact).unsqueeze(-1) * delta, "input_scale": "none"}
-
-        def read_out(s: Tensor) -> Tensor:
-            parts = torch.stack((self.C[..., 0], -self.C[..., 1]), dim=-1).flatten(1)
-            y = F.linear(torch.view_as_real(s).flatten(-2).to(h.dtype), parts.to(h.dtype))
-            return y + self.D.to(h.dtype) * h  # Re(C s) = Cr sr - Ci si
-
-        return rates, b, options, read_out
+        return rates, b, options, lambda s: read_out(s, h, self.C, self.D)
 
     def _gated(self, y: Tensor, h: Tensor) -> Tensor:
         out = torch.sigmoid(self.gate_proj(F.gelu(y))) * y

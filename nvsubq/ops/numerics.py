@@ -72,3 +72,13 @@ def bounded_sqrt(x: Tensor) -> Tensor:
 def one_minus_square(log_a: Tensor) -> Tensor:
     """Compute 1 - a^2 from log a, exactly to rounding where a is close to 1."""
     return -torch.expm1(2 * log_a)
+
+
+def inverse_softplus(y: Tensor) -> Tensor:
+    """What softplus maps to `y` > 0.
+
+    Example:
+        >>> inverse_softplus(torch.nn.functional.softplus(torch.tensor(-3.0, dtype=torch.float64))).item()
+        -3.0
+    """
+    return y + torch.log(-torch.expm1(-y))

@@ -1,5 +1,5 @@
-// `selective_scan`: the shape of the work. Lanes are channels; a task is one row and one chunk of channels of one
-// group, and runs along the whole walk, segment by segment.
+// `selective_scan`: the shape of the work. Lanes are channels; a task is one row and some chunks of channels of one
+// group, and runs along the whole walk, segment by segment, in each segment chunk by chunk.
 #ifndef NVSUBQ_CPU_SELECTIVE_SCAN_COMMON_H
 #define NVSUBQ_CPU_SELECTIVE_SCAN_COMMON_H
 
@@ -58,7 +58,7 @@ struct Packs {
   }
 };
 
-// One task: the chunks from `first` on of the rows' chunks, in the order of `Place::of`.
+// The chunks of a task: `count` from `first` on, numbered over all rows as `Place::of` has them.
 struct Pack {
   int64_t first, count;
 
