@@ -21,6 +21,7 @@ from nvsubq.models.shapes import (
     per_axis,
 )
 from nvsubq.nd.factory import ModuleFactory
+from nvsubq.nd.mixer import NDMixer
 
 __all__ = ["NDBackbone"]
 
@@ -163,13 +164,15 @@ class NDBackbone(nn.Module):
 
 
 def no_weight_decay(model: nn.Module) -> set[str]:
-    """Names of `model`'s parameters that carry `_no_weight_decay` or belong to a position embedding."""
+    """Names of `model`'s parameters that carry `_no_weight_decay` or say where or which way a cell is."""
     marked = {
         name for name, parameter in model.named_parameters() if getattr(parameter, "_no_weight_decay", False)
     }
     for prefix, module in model.named_modules():
         if isinstance(module, PositionEmbedding):
             marked.update(f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters())
+        if isinstance(module, NDMixer) and module.direction is not None:
+            marked.add(f"{prefix}.direction" if prefix else "direction")
     return marked
 
 
