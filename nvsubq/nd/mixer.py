@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from nvsubq.nd.factory import ModuleFactory
 from nvsubq.nd.fusion import Fusion
 from nvsubq.nd.schedule import Path, Schedule, plan_scan
-from nvsubq.nd.table_op import order_table
+from nvsubq.nd.tables import order_table
 from nvsubq.ops.walks import plan_walk
 
 __all__ = ["MambaND", "NDMixer"]
@@ -113,8 +114,12 @@ class NDMixer(nn.Module):
         self.direction = _directions(len(self.paths), width) if share == "all+direction" else None
         self._walking = {path.core: _takes_walk(getattr(self, path.core)) for path in self.paths}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the cells of `x` `[B, *spatial, C]`, of any rank from 1 up and any layout in memory."""
+    def forward(self, x: Tensor, spatial: Sequence[int] | None = None) -> Tensor:
+        """Mix the cells of `x` `[B, *spatial, C]`, of any rank from 1 up and any layout in memory.
+
+        With `spatial`, `x` is `[B, L + 1, C]`: the cells of that field, and last one more, a class token,
+        which each walk visits in its middle.
+        """
         if x.dim() < 3:
             raise ValueError(
                 f"`x` has shape {tuple(x.shape)}; [B, *spatial, C] with at least one spatial axis is needed."
@@ -124,19 +129,26 @@ class NDMixer(nn.Module):
                 f"`x` has shape {tuple(x.shape)}, so its channels, the last axis, are {x.shape[-1]}; "
                 f"`d_model` is {self.d_model}."
             )
+        token = spatial is not None
+        if spatial is not None and (x.dim() != 3 or x.shape[1] != math.prod(spatial) + 1):
+            raise ValueError(
+                f"`x` has shape {tuple(x.shape)}; with `spatial` (={tuple(spatial)}) it must be "
+                f"[B, L + 1, C], here [B, {math.prod(spatial) + 1}, C]."
+            )
+        shape = x.shape[1:-1] if spatial is None else torch.Size(spatial)
         cells = x.flatten(1, -2)  # (B, L, C), a view where memory allows
-        return self.fusion(cells, self._walks(cells, x.shape[1:-1])).reshape(x.shape)
+        return self.fusion(cells, self._walks(cells, shape, token)).reshape(x.shape)
 
-    def _walks(self, cells: Tensor, spatial: torch.Size) -> Iterator[Tensor]:
+    def _walks(self, cells: Tensor, spatial: torch.Size, token: bool) -> Iterator[Tensor]:
         """The outputs of the walks, one after another."""
         count = len(self.paths)
         shares = _shares(cells, count) if self.split else [cells] * count
         tables: dict[int, Tensor] = {}  # one table for an order's two ways
         for i, path in enumerate(self.paths):
             order = None
-            if path.order != "row_major":
+            if self.causal and (token or path.order != "row_major"):
                 if id(path.order) not in tables:
-                    tables[id(path.order)] = order_table(path.order, spatial, cells.device)
+                    tables[id(path.order)] = order_table(path.order, spatial, cells.device, token)
                 order = tables[id(path.order)]
             told = shares[i] if self.direction is None else shares[i] + self.direction[i].to(cells.dtype)
             yield self._walk(path.core, told, order, path.reverse)

@@ -280,7 +280,39 @@ def test_compiles_in_every_mode() -> None:
             torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("core", [CORES["mamba"], CORES["plain"]], ids=["mamba", "plain"])
+@pytest.mark.parametrize("scan", ["row_major", SEVERAL, SPLIT], ids=["rows", "several", "split"])
+def test_a_class_token_is_visited_in_the_middle_of_each_walk(scan: Any, core: Any) -> None:
+    mixer = NDMixer(core, d_model=WIDTH, scan=scan, bidirectional=True).double()
+    x = torch.randn(2, 16, WIDTH, dtype=torch.float64, requires_grad=True)
+    got = mixer(x, (3, 5))
+
+    def middle(order: Any) -> Callable[[tuple[int, ...]], Tensor]:
+        cells = scan_order(order, (3, 5)).tolist()
+        return lambda shape: torch.tensor([*cells[:7], 15, *cells[7:]])
+
+    orders = scan["split_channels"] if isinstance(scan, dict) else [scan] if isinstance(scan, str) else scan
+    mixer.scan = (
+        {"split_channels": [middle(o) for o in orders]} if scan is SPLIT else [middle(o) for o in orders]
+    )
+    torch.testing.assert_close(got, by_hand(mixer, x))
+    (reach,) = torch.autograd.grad(got[0, 15].sum(), x)
+    assert (reach[0].abs().sum(-1) > 0).all(), "the token hears every cell, from both sides"
+
+
+def test_a_class_token_and_a_core_that_sees_everything() -> None:
+    mixer = NDMixer(SeesAll, d_model=WIDTH, bidirectional=True)
+    x = torch.randn(2, 16, WIDTH)
+    torch.testing.assert_close(mixer(x, (3, 5)), mixer.core_layer(x))
+
+
 class TestErrors:
+    def test_class_token(self) -> None:
+        mixer = NDMixer(PlainCore, d_model=WIDTH)
+        for shape in ((2, 15, WIDTH), (2, 3, 5, WIDTH)):
+            with pytest.raises(ValueError, match=r"with `spatial` \(=\(3, 5\)\) it must be \[B, L \+ 1, C\]"):
+                mixer(torch.zeros(shape), (3, 5))
+
     def test_width_that_does_not_split(self) -> None:
         with pytest.raises(
             ValueError, match=r"`d_model` \(=6\) must be divisible by the 4 walks that split it"
