@@ -2,7 +2,8 @@
 
 from nvsubq.models.backbone import NDBackbone
 from nvsubq.models.cost import Cost, cost
+from nvsubq.models.pretrained import from_pretrained, save_pretrained
 from nvsubq.models.segmenter import NDSegmenter
 from nvsubq.models.unet import NDUNet
 
-__all__ = ["Cost", "NDBackbone", "NDSegmenter", "NDUNet", "cost"]
+__all__ = ["Cost", "NDBackbone", "NDSegmenter", "NDUNet", "cost", "from_pretrained", "save_pretrained"]

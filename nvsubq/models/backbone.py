@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from nvsubq.models.blocks import Block, LocalConv, drop_path_rates, make_norm
 from nvsubq.models.patch import ConvStem, PatchEmbed, PatchMerge
 from nvsubq.models.position import PositionEmbedding
+from nvsubq.models.pretrained import Pretrained
 from nvsubq.models.shapes import (
     check_choice,
     check_field,
@@ -22,6 +23,7 @@ from nvsubq.models.shapes import (
     check_rate,
     check_spatial_dims,
     per_axis,
+    plain_tensor,
 )
 from nvsubq.nd.factory import ModuleFactory
 from nvsubq.nd.mixer import NDMixer
@@ -32,7 +34,7 @@ POOLS = ("avg", "max", "token", "none")
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 
 
-class NDBackbone(nn.Module):
+class NDBackbone(Pretrained):
     """Pre-norm residual blocks (norm, mixer, norm, MLP) on a grid of patches, in one stage or in several.
 
     With one stage the stack is isotropic; with several the grid is halved along every axis before each but
@@ -160,6 +162,7 @@ class NDBackbone(nn.Module):
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The tokens after each stage, `[B, *grid, dims[s]]`; only `forward_features` normalises the last."""
         check_field(x, self.spatial_dims, self.in_channels, self.patch_size)
+        x = plain_tensor(x)
         x = F.dropout(self.pos_embed(self.patch_embed(x)), self.drop_rate, self.training)
         spatial = None
         if self.class_token is not None:

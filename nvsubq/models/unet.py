@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nvsubq.models.backbone import NDBackbone, no_weight_decay
 from nvsubq.models.blocks import make_norm
 from nvsubq.models.patch import ConvNd, PatchExpand
+from nvsubq.models.pretrained import Pretrained
 from nvsubq.models.shapes import check_positive
 
 __all__ = ["DenseHead", "NDUNet", "UpBlock"]
@@ -105,7 +106,7 @@ class UpBlock(nn.Module):
         return self.out_norm(x + self.conv(F.relu(self.norm(x))))
 
 
-class NDUNet(nn.Module):
+class NDUNet(Pretrained):
     """The stages of an `NDBackbone` as encoder, a convolutional decoder, a dense head: logits for each cell.
 
     Args:
