@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nvsubq.models.blocks import Block, LocalConv, drop_path_rates, make_norm
+from nvsubq.models.features import FeatureMethods
 from nvsubq.models.patch import ConvStem, PatchEmbed, PatchMerge
 from nvsubq.models.position import PositionEmbedding
 from nvsubq.models.pretrained import Pretrained
@@ -34,7 +35,7 @@ POOLS = ("avg", "max", "token", "none")
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 
 
-class NDBackbone(Pretrained):
+class NDBackbone(FeatureMethods, Pretrained):
     """Pre-norm residual blocks (norm, mixer, norm, MLP) on a grid of patches, in one stage or in several.
 
     With one stage the stack is isotropic; with several the grid is halved along every axis before each but
@@ -57,7 +58,7 @@ class NDBackbone(Pretrained):
         pos_embed: "sincos", "axes", "learned" or "none" (see `PositionEmbedding`).
         stem: "patch", one convolution whose kernel is its stride, or "conv", small strided convolutions.
         global_pool: "avg", "max", "token" (the class token) or "none" (then `forward` classifies every token:
-            `[B, *grid, num_classes]`).
+            `[B, *grid, num_classes]`; "" is the same).
         drop_rate: dropout after the positions, in the MLPs and before the classifier.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
         local_conv: odd kernel of a depthwise convolution at the start of each block; 0 leaves it out.
@@ -105,15 +106,16 @@ class NDBackbone(Pretrained):
     ) -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
-        self.in_channels = check_positive("in_channels", in_channels)
+        self.in_channels = self.in_chans = check_positive("in_channels", in_channels)
         self.num_classes = check_positive("num_classes", num_classes, minimum=0)
         self.patch_size = per_axis("patch_size", patch_size, spatial_dims)
         self.depths, self.dims = _stages(depths, dims)
         self.num_features = self.dims[-1]
-        self.global_pool = check_choice("global_pool", global_pool, POOLS)
         check_choice("stem", stem, tuple(STEMS))
         check_positive("local_conv", local_conv, minimum=0)
-        _check_class_token(class_token, self.depths, self.global_pool)
+        _check_class_token(class_token, self.depths)
+        self.has_class_token = class_token
+        self.global_pool = self._checked_pool(global_pool)
         if isinstance(mlp_ratio, bool) or not isinstance(mlp_ratio, (int, float)) or mlp_ratio < 0:
             raise ValueError(f"`mlp_ratio` (={mlp_ratio!r}) must be a number of at least 0.")
         self.drop_rate = check_rate("drop_rate", drop_rate)
@@ -161,6 +163,11 @@ class NDBackbone(Pretrained):
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The tokens after each stage, `[B, *grid, dims[s]]`; only `forward_features` normalises the last."""
+        ends = set(itertools.accumulate(self.depths))
+        return [y for number, y in enumerate(self.forward_blocks(x), 1) if number in ends]
+
+    def forward_blocks(self, x: Tensor) -> Iterator[Tensor]:
+        """The tokens after each block, `[B, *grid, C]`, one after another."""
         check_field(x, self.spatial_dims, self.in_channels, self.patch_size)
         x = plain_tensor(x)
         x = F.dropout(self.pos_embed(self.patch_embed(x)), self.drop_rate, self.training)
@@ -168,7 +175,6 @@ class NDBackbone(Pretrained):
         if self.class_token is not None:
             spatial = x.shape[1:-1]
             x = torch.cat([x.flatten(1, -2), self.class_token.to(x.dtype).expand(len(x), 1, -1)], 1)
-        stages: list[Tensor] = []
         blocks = iter(self.blocks)
         for stage, depth in enumerate(self.depths):
             if stage:
@@ -178,8 +184,7 @@ class NDBackbone(Pretrained):
                     x = checkpoint(block, x, spatial, use_reentrant=False)
                 else:
                     x = block(x, spatial)
-            stages.append(x)
-        return stages
+                yield x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens `[B, *grid, C]` and classify them; `pre_logits` stops before the classifier."""
@@ -191,6 +196,10 @@ class NDBackbone(Pretrained):
         x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.head(x)
 
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Make learned positions for another usual size, by interpolation; any size runs without it, too."""
+        self.pos_embed.resize(self._usual_grid(img_size))
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in backward instead of keeping its activations."""
         self.grad_checkpointing = enable
@@ -198,6 +207,14 @@ class NDBackbone(Pretrained):
     def no_weight_decay(self) -> set[str]:
         """Full names of the parameters that weight decay must leave alone: positions, and the mixers' own."""
         return no_weight_decay(self)
+
+    def _checked_pool(self, global_pool: str) -> str:
+        pool = check_choice("global_pool", global_pool or "none", POOLS)
+        if pool == "token" and not self.has_class_token:
+            raise ValueError(f"`global_pool` (={pool!r}) needs `class_token`.")
+        if pool == "none" and self.has_class_token:
+            raise ValueError(f"`class_token` (=True) needs a `global_pool`, not {pool!r}.")
+        return pool
 
     def _usual_grid(self, img_size: int | Sequence[int] | None) -> tuple[int, ...] | None:
         if img_size is None:
@@ -236,7 +253,7 @@ def _stages(depths: Sequence[int], dims: Sequence[int]) -> tuple[tuple[int, ...]
     return blocks, tuple(check_positive("dims", dim) for dim in dims)
 
 
-def _check_class_token(class_token: bool, depths: Sequence[int], global_pool: str) -> None:
+def _check_class_token(class_token: bool, depths: Sequence[int]) -> None:
     if not isinstance(class_token, bool):
         raise ValueError(f"`class_token` (={class_token!r}) must be True or False.")
     if class_token and len(depths) > 1:
@@ -244,10 +261,6 @@ def _check_class_token(class_token: bool, depths: Sequence[int], global_pool: st
             f"`class_token` (={class_token}) needs one stage; "
             f"`depths` (={list(depths)}) asks for {len(depths)}."
         )
-    if class_token and global_pool == "none":
-        raise ValueError(f"`class_token` (={class_token}) needs a `global_pool`, not {global_pool!r}.")
-    if global_pool == "token" and not class_token:
-        raise ValueError(f"`global_pool` (={global_pool!r}) needs `class_token`.")
 
 
 def _check_takes_token(mixer: nn.Module) -> None:

@@ -30,6 +30,8 @@ class Pretrained(nn.Module):
     ``functools.partial``, lazy configs) become nodes.
     """
 
+    _built_from: dict[str, Any] | str
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         build = cls.__init__
@@ -49,7 +51,7 @@ class Pretrained(nn.Module):
         Raises:
             ConfigError: an argument that no config can name, a lambda for one.
         """
-        built_from: Any = self._built_from
+        built_from = self._built_from
         if isinstance(built_from, str):
             raise ConfigError(f"This {type(self).__name__} has no config: {built_from}")
         return OmegaConf.create(built_from)
