@@ -15,9 +15,10 @@ FROM_DATA = ("spatial_dims", "in_channels", "num_classes")
 
 def _model_keys(model: DictConfig) -> dict[str, str]:
     """The argument of the model for each of `FROM_DATA`."""
-    return {
-        key: "out_channels" if key == "num_classes" and "out_channels" in model else key for key in FROM_DATA
-    }
+    keys = dict(zip(FROM_DATA, FROM_DATA, strict=True))
+    if "out_channels" in list(model.keys()):  # `in model` is False for ???
+        keys["num_classes"] = "out_channels"
+    return keys
 
 
 def check_config(config: DictConfig) -> None:
