@@ -29,6 +29,7 @@ _HOME = {
     "allow_targets": "nvsubq.lazy_config",
     "ConfigError": "nvsubq.lazy_config",
     "PLACEHOLDER": "nvsubq.lazy_config",
+    "generate": "nvsubq.cores.generation",
     "load_weights": "nvsubq.compat.weights",
     "backends": "nvsubq.ops",
     "use_backend": "nvsubq.ops",
@@ -47,6 +48,7 @@ __all__ = [
     "as_factory",
     "backends",
     "from_yaml",
+    "generate",
     "instantiate",
     "load_weights",
     "to_yaml",
@@ -56,6 +58,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from nvsubq.compat.weights import load_weights
+    from nvsubq.cores.generation import generate
     from nvsubq.lazy_config import (
         PLACEHOLDER,
         ConfigError,
