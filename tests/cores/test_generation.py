@@ -1,4 +1,4 @@
-"""`generate`: what a loop over whole forwards gives, for cores, stacks and models with a step of their own."""
+"""`generate`: what a loop over whole forwards gives, for cores, stacks and models with their own step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def by_whole_forwards(model: nn.Module, x: Tensor, steps: int, head: Any = lambda y: y, dt: Any = None) -> Tensor:
+def by_whole_forwards(
+    model: nn.Module, x: Tensor, steps: int, head: Any = lambda y: y, dt: Any = None
+) -> Tensor:
     """The same without caches: all of it again for each new cell."""
     length = x.shape[1]
     with torch.no_grad():
@@ -161,12 +163,24 @@ class TestErrors:
         [
             ({"steps": -1}, r"`steps` \(=-1\) must be an int of at least 0"),
             ({"steps": 1.5}, r"`steps` \(=1.5\) must be an int"),
-            ({"prompt": torch.ones(2, 0, C)}, r"`prompt` must have shape \[B, L, C\] with L of at least 1, got"),
+            (
+                {"prompt": torch.ones(2, 0, C)},
+                r"`prompt` must have shape \[B, L, C\] with L of at least 1, got",
+            ),
             ({"prompt": torch.ones(2, C)}, r"`prompt` must have shape \[B, L, C\] with L of at least 1, got"),
             ({"lengths": torch.tensor([1, 0])}, r"`lengths` \(=\[1, 0\]\) must be in 1 .. L \(=3\)"),
-            ({"lengths": torch.tensor([1])}, r"`lengths` \(shape \[1\], torch.int64\) must be integers of shape"),
-            ({"integration_timesteps": torch.ones(2, 3)}, r"`integration_timesteps` must have shape \[2, 6\]"),
-            ({"head": lambda y: y[..., :3]}, r"`head` makes \[2, 1, 3\] of a cell, but the next input must have"),
+            (
+                {"lengths": torch.tensor([1])},
+                r"`lengths` \(shape \[1\], torch.int64\) must be integers of shape",
+            ),
+            (
+                {"integration_timesteps": torch.ones(2, 3)},
+                r"`integration_timesteps` must have shape \[2, 6\]",
+            ),
+            (
+                {"head": lambda y: y[..., :3]},
+                r"`head` makes \[2, 1, 3\] of a cell, but the next input must have",
+            ),
             ({"head": lambda y: None}, r"`head` makes NoneType of a cell"),
             ({"cuda_graph": True}, r"`cuda_graph` \(=True\) needs a `prompt` on a GPU, this one is on cpu"),
         ],
@@ -181,11 +195,15 @@ class TestErrors:
 
     def test_models_without_a_step(self) -> None:
         model = nn.Sequential(Mamba(C), nn.Sequential(nn.Conv1d(C, C, 3)))
-        with pytest.raises(TypeError, match=r"Sequential.1.0 \(a Conv1d\) can't be run one cell at a time: it"):
+        with pytest.raises(
+            TypeError, match=r"Sequential.1.0 \(a Conv1d\) can't be run one cell at a time: it"
+        ):
             generate(model, torch.ones(2, 3, C), 2)
 
     def test_lengths_and_a_forward_without_them(self) -> None:
-        with pytest.raises(ValueError, match=r"`lengths` need a `forward` with `lengths` and .* Stepped has x"):
+        with pytest.raises(
+            ValueError, match=r"`lengths` need a `forward` with `lengths` and .* Stepped has x"
+        ):
             generate(Stepped(Mamba(C)), torch.ones(2, 3, C), 2, lengths=torch.tensor([1, 2]))
 
 
