@@ -54,6 +54,13 @@ def close_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], **to
             )
 
 
+def same_to_rounding(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Output and gradient of x to 1e-6 of the whole, in fp32; those of parameters add up in another order."""
+    for name in ("y", "x"):
+        assert (actual[name] - expected[name]).norm() <= 1e-6 * expected[name].norm(), name
+    close_gradients(actual, expected)
+
+
 class TestWalk:
     @pytest.mark.column("forward")
     @every_case
@@ -146,40 +153,58 @@ class TestSequences:
 
     @pytest.mark.column("varlen")
     @every_case
-    def test_lengths_equal_separate_calls(self, case):
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_lengths_equal_separate_calls(self, case, reverse):
         """Fault 5: `lengths` accepted and ignored. What lies in the padding does not matter, NaN included."""
         core, x = case.make(), draw(B, L, C)
         padded = x.clone()
         for row, length in enumerate(self.lengths.tolist()):
             padded[row, length:] = float("nan")
-        y, found = gradients(core, padded, lambda x: core(x, lengths=self.lengths))
+        y, found = gradients(core, padded, lambda x: core(x, lengths=self.lengths, reverse=reverse))
 
         def separately(x: Tensor) -> Tensor:
-            rows = [core(x[row : row + 1, :length]) for row, length in enumerate(self.lengths.tolist())]
+            rows = [
+                core(x[row : row + 1, :length], reverse=reverse)
+                for row, length in enumerate(self.lengths.tolist())
+            ]
             return torch.cat([torch.nn.functional.pad(row, (0, 0, 0, L - row.shape[1])) for row in rows])
 
         want_y, want = gradients(core, x, separately)
-        close(y, want_y)
-        close_gradients(found, want)
+        same_to_rounding({"y": y} | found, {"y": want_y} | want)
         assert (y[1, 9:] == 0).all()
         assert (found["x"][1, 9:] == 0).all()
 
     @pytest.mark.column("varlen")
     @every_case
     @pytest.mark.parametrize("reverse", [False, True])
-    def test_seq_idx_equals_separate_calls(self, case, reverse):
+    @pytest.mark.parametrize("ordered", [False, True])
+    def test_packed_sequences_equal_separate_calls(self, case, ordered, reverse):
         core, x = case.make(), draw(1, L, C)
-        cuts = [0, 1, 8, 9, 20, L]
-        seq_idx = torch.zeros(1, L, dtype=torch.int32)
-        for number, (start, stop) in enumerate(pairwise(cuts)):
-            seq_idx[:, start:stop] = 7 - number
-        y, found = gradients(core, x, lambda x: core(x, seq_idx=seq_idx, reverse=reverse))
-        pieces = list(pairwise(cuts))
-        want_y, want = gradients(
-            core, x, lambda x: torch.cat([core(x[:, a:b], reverse=reverse) for a, b in pieces], 1)
-        )
-        close(y, want_y)
-        close_gradients(found, want)
+        borders = [0, 1, 8, 9, 9, 20, L]
+        pieces = [range(a, b) for a, b in pairwise(borders)]
+        inside = [
+            torch.randperm(len(piece), generator=torch.Generator().manual_seed(len(piece)))
+            if ordered
+            else torch.arange(len(piece))
+            for piece in pieces
+        ]
+        order = torch.cat([piece.start + order for piece, order in zip(pieces, inside, strict=True)])
+        by_borders = segments_of(1, L, cu_seqlens=torch.tensor(borders))
+        for seq_idx in (by_borders, 7 - by_borders):
+            walk = {"seq_idx": seq_idx, "reverse": reverse, "order": order if ordered else None}
+            y, found = gradients(core, x, lambda x, walk=walk: core(x, **walk))
+            want_y, want = gradients(
+                core,
+                x,
+                lambda x: torch.cat(
+                    [
+                        core(x[:, piece.start : piece.stop], reverse=reverse, order=order)
+                        for piece, order in zip(pieces, inside, strict=True)
+                    ],
+                    1,
+                ),
+            )
+            same_to_rounding({"y": y} | found, {"y": want_y} | want)
 
     @pytest.mark.column("varlen")
     @every_case
