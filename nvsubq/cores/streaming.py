@@ -118,6 +118,7 @@ def is_streaming(module: nn.Module) -> bool:
 
 
 def _layers(module: nn.Module, name: str) -> Iterator[nn.Module]:
+    module = getattr(module, "_orig_mod", module)  # of `torch.compile`, which compiles no step
     if is_streaming(module) or type(module) in CELLWISE:
         yield module
     elif type(module) is nn.Sequential:

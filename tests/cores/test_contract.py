@@ -312,20 +312,23 @@ class TestDtypes:
 
     @pytest.mark.column("gradcheck")
     @every_case
-    def test_fp64_gradcheck(self, case):
-        core = case.make(dtype=torch.float64)
-        x = draw(1, 4, C, dtype=torch.float64)[..., :C].requires_grad_()
-        dt = (draw(1, 4, seed=3, dtype=torch.float64).abs(),) if case.timesteps else ()
+    @pytest.mark.parametrize("timed", [False, True])
+    def test_fp64_gradcheck(self, case, timed):
+        """Of the input, the timesteps and every parameter, in a walk backwards over two sequences."""
+        if timed and not case.timesteps:
+            return
+        core, x = case.make(dtype=torch.float64), draw(1, 5, C, dtype=torch.float64)
+        inputs = [x, draw(1, 5, seed=3, dtype=torch.float64).abs()] if timed else [x]
+        walk = {"reverse": True, "seq_idx": torch.tensor([[0, 0, 0, 1, 1]])}
         names, values = zip(*core.named_parameters(), strict=True)
 
-        def run(x: Tensor, *values: Tensor) -> Tensor:
-            parameters = dict(zip(names, values, strict=True))
-            return torch.func.functional_call(core, parameters, (x, *dt), {"reverse": True})
+        def project(*given: Tensor) -> Tensor:
+            parameters = dict(zip(names, given[len(inputs) :], strict=True))
+            y = torch.func.functional_call(core, parameters, given[: len(inputs)], walk)
+            return (y * draw(1, 5, C, seed=6, dtype=torch.float64)).sum()
 
-        def project(*inputs: Tensor) -> Tensor:
-            return (run(*inputs) * draw(1, 4, C, seed=6, dtype=torch.float64)).sum()
-
-        torch.autograd.gradcheck(project, (x, *values), fast_mode=True)
+        given = [tensor.detach().requires_grad_() for tensor in (*inputs, *values)]
+        torch.autograd.gradcheck(project, given, fast_mode=True)
 
     @every_core
     def test_meta_device(self, case):

@@ -138,6 +138,12 @@ def test_modes_around_it() -> None:
     assert generate(core, prompt[:0], STEPS).shape == (0, STEPS, C)
 
 
+def test_a_compiled_model_is_run_as_it_was() -> None:
+    model, prompt = nn.Sequential(Mamba(C), nn.Linear(C, C)), torch.randn(B, L, C)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert torch.equal(generate(compiled, prompt, STEPS), generate(model, prompt, STEPS))
+
+
 def test_what_may_be_captured() -> None:
     from nvsubq.cores.streaming import Streamed
 

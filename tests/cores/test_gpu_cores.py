@@ -14,7 +14,7 @@ from option_cases import SIMPLE, WIDTH, Case, every_case
 from torch import Tensor, nn
 
 from nvsubq import generate
-from nvsubq.cores import LTV_LRNN, RGLRU, Mamba
+from nvsubq.cores import LTV_LRNN, RGLRU, Mamba, move_cache, reorder_cache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -109,6 +109,24 @@ def test_prefill_and_steps(case: Case, timed: bool) -> None:
             parts.append(core.step(x[:, k : k + 1], cache, *clock)[0])
         near(torch.cat(parts, 1), want)
         assert cache["seqlen_offset"] == L
+
+
+@pytest.mark.column("GPU")
+@every_case
+@torch.no_grad()
+def test_a_cache_moves(case: Case) -> None:
+    """From the CPU to the GPU and back, in the midst of a walk; the one that it is copied from stays."""
+    core = case.make()
+    there, x = copy.deepcopy(core).cuda(), draw(B, L, WIDTH)
+    cache = core.allocate_inference_cache(B, L)
+    parts = [core(x[:, :20], inference_cache=cache)]
+    on_gpu = move_cache(cache, "cuda")
+    parts.append(there(x[:, 20:40].cuda(), inference_cache=on_gpu).cpu())
+    parts.append(there.step(x[:, 40:41].cuda(), on_gpu)[0].cpu())
+    back = move_cache(reorder_cache(on_gpu, torch.tensor([0, 1, 2]).cuda()), "cpu")
+    parts += [core.step(cell, back)[0] for cell in x[:, 41:].split(1, 1)]
+    near(torch.cat(parts, 1), core(x))
+    assert (cache["seqlen_offset"], on_gpu["seqlen_offset"], back["seqlen_offset"]) == (20, 41, L)
 
 
 @pytest.mark.column("GPU")
