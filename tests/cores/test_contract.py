@@ -5,60 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
-from option_cases import SIMPLE, WIDTH, every_case, every_core
+from comparing import B, C, L, close, close_gradients, draw, gradients
+from option_cases import SIMPLE, every_case, every_core
 from torch import Tensor
 
 from nvsubq.cores import LTV_LRNN
 from nvsubq.ops import use_backend
-from nvsubq.ops.segments import segments_of
-
-C, L, B = WIDTH, 23, 3
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # fp32, against another way through the same arithmetic
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def close(actual: Tensor, expected: Tensor, **tolerance: float) -> None:
-    torch.testing.assert_close(actual, expected, **(TOLERANCE | tolerance))
-
-
-def gradients(core: LTV_LRNN, x: Tensor, run: Callable[[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output of `run(x)`, and the gradients of a fixed projection of it for x and all parameters."""
-    x = x.detach().requires_grad_()
-    y = run(x)
-    names = [name for name, _ in core.named_parameters()]
-    found = torch.autograd.grad(
-        (y * draw(*y.shape, seed=99)).sum(), [x, *core.parameters()], allow_unused=True
-    )
-    return y.detach(), dict(zip(["x", *names], found, strict=True))
-
-
-def close_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
-    assert actual.keys() == expected.keys()
-    for name, want in expected.items():
-        assert (actual[name] is None) == (want is None), name
-        if want is not None:
-            scale = max(1.0, want.abs().max().item())  # sums over B and L: compare at their own scale
-            torch.testing.assert_close(
-                actual[name] / scale,
-                want / scale,
-                **(TOLERANCE | tolerance),
-                msg=lambda m, n=name: f"{n}: {m}",
-            )
-
-
-def same_to_rounding(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Output and gradient of x to 1e-6 of the whole, in fp32; those of parameters add up in another order."""
-    for name in ("y", "x"):
-        assert (actual[name] - expected[name]).norm() <= 1e-6 * expected[name].norm(), name
-    close_gradients(actual, expected)
 
 
 class TestWalk:
@@ -146,113 +101,6 @@ class TestWalk:
     def test_the_portable_path_is_an_option(self, case):
         name = "use_mem_eff_path" if case.name == "Mamba2" else "use_fast_path"
         assert (case.make().backend, case.make(**{name: False}).backend) == (None, "torch")
-
-
-class TestSequences:
-    lengths = torch.tensor([L, 9, 0])
-
-    @pytest.mark.column("varlen")
-    @every_case
-    @pytest.mark.parametrize("reverse", [False, True])
-    def test_lengths_equal_separate_calls(self, case, reverse):
-        """Fault 5: `lengths` accepted and ignored. What lies in the padding does not matter, NaN included."""
-        core, x = case.make(), draw(B, L, C)
-        padded = x.clone()
-        for row, length in enumerate(self.lengths.tolist()):
-            padded[row, length:] = float("nan")
-        y, found = gradients(core, padded, lambda x: core(x, lengths=self.lengths, reverse=reverse))
-
-        def separately(x: Tensor) -> Tensor:
-            rows = [
-                core(x[row : row + 1, :length], reverse=reverse)
-                for row, length in enumerate(self.lengths.tolist())
-            ]
-            return torch.cat([torch.nn.functional.pad(row, (0, 0, 0, L - row.shape[1])) for row in rows])
-
-        want_y, want = gradients(core, x, separately)
-        same_to_rounding({"y": y} | found, {"y": want_y} | want)
-        assert (y[1, 9:] == 0).all()
-        assert (found["x"][1, 9:] == 0).all()
-
-    @pytest.mark.column("varlen")
-    @every_case
-    @pytest.mark.parametrize("reverse", [False, True])
-    @pytest.mark.parametrize("ordered", [False, True])
-    def test_packed_sequences_equal_separate_calls(self, case, ordered, reverse):
-        core, x = case.make(), draw(1, L, C)
-        borders = [0, 1, 8, 9, 9, 20, L]
-        pieces = [range(a, b) for a, b in pairwise(borders)]
-        inside = [
-            torch.randperm(len(piece), generator=torch.Generator().manual_seed(len(piece)))
-            if ordered
-            else torch.arange(len(piece))
-            for piece in pieces
-        ]
-        order = torch.cat([piece.start + order for piece, order in zip(pieces, inside, strict=True)])
-        by_borders = segments_of(1, L, cu_seqlens=torch.tensor(borders))
-        for seq_idx in (by_borders, 7 - by_borders):
-            walk = {"seq_idx": seq_idx, "reverse": reverse, "order": order if ordered else None}
-            y, found = gradients(core, x, lambda x, walk=walk: core(x, **walk))
-            want_y, want = gradients(
-                core,
-                x,
-                lambda x: torch.cat(
-                    [
-                        core(x[:, piece.start : piece.stop], reverse=reverse, order=order)
-                        for piece, order in zip(pieces, inside, strict=True)
-                    ],
-                    1,
-                ),
-            )
-            same_to_rounding({"y": y} | found, {"y": want_y} | want)
-
-    @pytest.mark.column("varlen")
-    @every_case
-    @pytest.mark.parametrize("way", ["forwards", "reverse", "order"])
-    def test_no_leak(self, case, way):
-        """Changing one sequence leaves the outputs and gradients of the others as they are, bit for bit."""
-        core, x = case.make(), draw(2, L, C)
-        cuts = torch.tensor([0, 6, 6, 13, L])
-        seq_idx = torch.cat([segments_of(1, L, cu_seqlens=cuts), torch.arange(L)[None] // 8]).int()
-        changed = x.clone()
-        changed[0, 6:13] = -3e3 * x[0, 6:13]
-        changed[1, 8:16] = 0.0
-        others = torch.ones(2, L, dtype=torch.bool)
-        others[0, 6:13] = others[1, 8:16] = False
-        walk = {
-            "forwards": {},
-            "reverse": {"reverse": True},
-            "order": {"order": torch.randperm(L, generator=torch.Generator().manual_seed(4)).sort()[1]},
-        }[way]
-        # A random order walks from one sequence to another and back: each return begins anew.
-        outcomes = []
-        for inputs in (x, changed):
-            y, found = gradients(core, inputs, lambda x: core(x, seq_idx=seq_idx, **walk))
-            outcomes.append((y[others], found["x"][others]))
-        for one, other in zip(*outcomes, strict=True):
-            assert torch.equal(one, other)
-
-    @every_core
-    def test_holes_are_skipped(self, case):
-        """Absent cells in the middle neither read nor change the state, nor the convolution's taps."""
-        core, x = case.make(), draw(1, L, C)
-        there = torch.tensor([k % 3 != 1 and k > 0 for k in range(L)])
-        seq_idx = torch.where(there, 4, -1)[None].int()
-        y, found = gradients(core, x, lambda x: core(x, seq_idx=seq_idx))
-
-        def compacted(x: Tensor) -> Tensor:
-            out = torch.zeros(1, L, C)
-            out[:, there] = core(x[:, there])
-            return out
-
-        want_y, want = gradients(core, x, compacted)
-        close(y, want_y)
-        close_gradients(found, want)
-
-    @every_core
-    def test_rows_are_independent(self, case):
-        core, x = case.make(), draw(B, L, C)
-        close(core(x)[1:2], core(x[1:2]))
 
 
 class TestDtypes:

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
+from comparing import B, C, L, close, close_gradients, draw, gradients
 from option_cases import CASES, every_case, every_core
-from test_contract import B, C, L, close, close_gradients, draw, gradients
 from torch import Tensor
 
 from nvsubq.cores import LTV_LRNN, clone_cache, detach_cache, move_cache, reorder_cache
