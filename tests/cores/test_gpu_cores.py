@@ -1,6 +1,6 @@
 """Every core with every option on a CUDA device, against the same core in fp64 on the CPU.
 
-Needs a GPU: `scripts/gpu.sh tests/cores`; with `--write-table=docs` it writes that column of docs/cores.md.
+Needs a GPU: `scripts/gpu.sh`; with `--write-table=docs` it writes that column of docs/cores.md.
 """
 
 from __future__ import annotations
