@@ -20,7 +20,7 @@ TABLES = (("index", 1, torch.int64), ("segment", 2, torch.int32), ("count", 4, t
 
 @dataclass(frozen=True)
 class Cut:
-    """How many steps of L a program walks: by L alone, so that a row's bits do not depend on what is beside it.
+    """How many steps of L a program walks: by L alone, so that a row's bits do not depend on other rows.
 
     Args:
         length: L.

@@ -6,6 +6,7 @@ import triton.language as tl
 from nvsubq.ops.triton.tiles import (
     INITIAL,
     KEEP,
+    SIZES,
     adjoint,
     adjoint_complex,
     after,
@@ -16,7 +17,6 @@ from nvsubq.ops.triton.tiles import (
     steps_of,
     times,
     times_complex,
-    write,
 )
 
 # Bits of `flags`, beside those of `tiles`.
@@ -86,7 +86,7 @@ def decays_and_inputs(
     return a_re, a_im, b_re, b_im
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def linear_forward(
     a, b, initial, index, segment, count, begins, y, final, saved, end_decays, end_states,
     a_row, a_cell, b_row, b_cell, index_row, length, width, blocks, per_part, share, chunks, pieces, flags,
@@ -118,9 +118,7 @@ def linear_forward(
     for begin in range(chunk * CHUNK, stop, T):
         if not ENDS:
             keeps = in_d & ((flags & KEEP) != 0) & (begin % PIECE == 0)
-            write_pair(
-                saved, (row * pieces + begin // PIECE) * width + d, keeps, s_re, s_im, True, COMPLEX
-            )
+            write_pair(saved, (row * pieces + begin // PIECE) * width + d, keeps, s_re, s_im, True, COMPLEX)
         cell, inside, there, starts = steps_of(
             begin + tl.arange(0, T), stop, row, walk, length, blocks, index, index_row, segment, count, flags
         )
@@ -152,14 +150,14 @@ def linear_forward(
             h_im = tl.where(there[:, None], h_im, 0.0)
             write_pair(y, at, inside[:, None] & in_d[None, :], h_re, h_im, True, COMPLEX)
     if ENDS:
-        at = (row * chunks + chunk) * width + d
+        end = (row * chunks + chunk) * width + d
         write_pair(end_decays, end, in_d, p_re, p_im, True, COMPLEX)
         write_pair(end_states, end, in_d, s_re, s_im, True, COMPLEX)
     else:
         write_pair(final, row * width + d, in_d & (chunk == chunks - 1), s_re, s_im, True, COMPLEX)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def linear_backward(
     a, b, index, segment, count, d_y, d_final, begins, saved, scratch, end_decays, end_grads,
     d_a, d_b, d_fixed_a, d_initial,
@@ -171,8 +169,8 @@ def linear_backward(
     """Walk a chunk of steps backwards with BD channels of a row.
 
     Gradients of complex numbers are torch's: the conjugate of the decay takes them back. With `ENDS` the
-    gradient that enters from behind is 0, and what leaves the chunk and the product of its conjugate decays is
-    given. Without, each piece is walked forward from the state that was kept, then backward, tile by tile.
+    gradient that enters from behind is 0, and what leaves the chunk and the product of its conjugate decays
+    is given. Without, each piece is walked forward from the state that was kept, then backward, tile by tile.
     """
     chunk, row, walk, d, in_d = place(blocks, share, per_part, chunks, BD)
     a += row * a_row * tl.where((flags & COMPLEX_A) != 0, 2, 1)
@@ -200,13 +198,13 @@ def linear_backward(
     start = chunk * CHUNK
     stop = tl.minimum(start + CHUNK, length)
     count_of_pieces = tl.cdiv(stop - start, PIECE)
-    for piece in range(0, count_of_pieces):
+    for piece in range(count_of_pieces):
         begin = start + (count_of_pieces - 1 - piece) * PIECE
         tiles = tl.cdiv(tl.minimum(PIECE, stop - begin), T)
         if not ENDS:
             kept = (row * pieces + begin // PIECE) * width + d
             s_re, s_im = read_pair(saved, kept, in_d, True, ACC, COMPLEX)
-            for i in range(0, tiles):
+            for i in range(tiles):
                 write_pair(scratch, slot + i * BD, True, s_re, s_im, True, COMPLEX)
                 cell, inside, there, starts = steps_of(
                     begin + i * T + tl.arange(0, T), stop, row, walk, length, blocks, index, index_row,
@@ -226,7 +224,7 @@ def linear_backward(
                     _, h_re = tl.associative_scan((a_re, b_re), 0, after)
                     s_re = at_end(h_re, last)
             tl.debug_barrier()
-        for i in range(0, tiles):
+        for i in range(tiles):
             tile = tiles - 1 - i
             cell, inside, there, starts = steps_of(
                 begin + tile * T + tl.arange(0, T), stop, row, walk, length, blocks, index, index_row,

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from nvsubq.ops.native.walking import NO_TABLES, Tables
 from nvsubq.ops.numerics import complex_of
-from nvsubq.ops.triton.launch import PIECE, Cut, given_tables, on, power_of_two, readable, type_of
+from nvsubq.ops.triton.launch import PIECE, Cut, given_tables, on, power_of_two, type_of
 
-TILE, WARPS = 16, 4
+TILE, MOST_CHANNELS = 8, 128
 CHUNK, MOST_UNCUT = 256, 512
 FLIPPED, INITIAL, KEEP, FIXED_A, COMPLEX_A, COMPLEX_B = 8, 16, 32, 256, 512, 1024
 
@@ -55,7 +55,7 @@ class Recurrence:
         self, initial: Tensor | None, y_dtype: torch.dtype, *, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Give h in `y_dtype`, the final state, and the states that are kept."""
-        batch, length, width = self.b.shape
+        batch, _, width = self.b.shape
         y = self.b.new_empty(self.b.shape, dtype=y_dtype)
         saved = self.b.new_empty(batch, self.cut.pieces if keep else 0, width, dtype=self.kind)
         final = self.b.new_empty(batch, width, dtype=self.kind)
@@ -74,11 +74,9 @@ class Recurrence:
         self._launch_forward(given, begins, y, final, saved, final, final, flags, ends=False)
         return y, final, saved
 
-    def backward(
-        self, d_y: Tensor, d_final: Tensor | None, saved: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, d_y: Tensor, d_final: Tensor | None, saved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give the gradients of a, b and the initial state; the last in the dtype of states."""
-        batch, length, width = self.b.shape
+        batch, _, width = self.b.shape
         fixed = self.a.dim() == 1
         d_b = self.b.new_empty(self.b.shape)
         d_a = self.a.new_empty(self.a.shape)
@@ -116,19 +114,19 @@ class Recurrence:
         flags |= FIXED_A if self.a.dim() == 1 else 0
         blocks = self.tables.blocks
         share = width // blocks
-        BD = min(power_of_two(share), 128)
+        BD = min(power_of_two(share), MOST_CHANNELS)
         per_part = -(-share // BD)
         a_row, a_cell = (0, 0) if self.a.dim() == 1 else self.a.stride()[:2]
         named = {
-            "a": _parts(self.a), "b": _parts(self.b), **dict(zip(("index", "segment", "count"), found, strict=True)),
-            "a_row": a_row, "a_cell": a_cell, "b_row": self.b.stride(0), "b_cell": self.b.stride(1),
+            "a": _parts(self.a), "b": _parts(self.b), "index": found[0], "segment": found[1],
+            "count": found[2], "a_row": a_row, "a_cell": a_cell, "b_row": self.b.stride(0), "b_cell": self.b.stride(1),
             "index_row": index_row, "length": length, "width": width, "blocks": blocks,
             "per_part": per_part, "share": share, "chunks": self.cut.chunks, "pieces": self.cut.pieces,
             "flags": flags,
         }  # fmt: skip
         sizes = {
             "ACC": type_of(self.dtype), "COMPLEX": self.is_complex, "T": TILE, "BD": BD,
-            "CHUNK": self.cut.chunk, "PIECE": PIECE, "num_warps": max(1, min(WARPS, BD // 32)),
+            "CHUNK": self.cut.chunk, "PIECE": PIECE, "num_warps": max(1, BD // 32),
         }  # fmt: skip
         return named, sizes, batch * blocks * per_part * self.cut.chunks
 

@@ -22,10 +22,10 @@ from nvsubq.ops.triton.selective_tile import (
     place,
     walk_tile,
 )
-from nvsubq.ops.triton.tiles import adjoint, after, before, bits, read, sigmoid, times, write
+from nvsubq.ops.triton.tiles import SIZES, adjoint, after, before, bits, read, sigmoid, times, write
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def selective_backward(
     u, delta, A, B, C, D, z, bias, delta_a, timesteps, gate, index, segment, count, d_y, d_final, begins,
     saved, scratch, end_decays, end_grads,
@@ -41,8 +41,8 @@ def selective_backward(
 
     With `ENDS` the gradient that enters from behind is 0, and what leaves the chunk and the product of its
     decays is given. Without, each piece is walked forward from the state that was kept, to find the states
-    before its tiles, then backward, tile by tile. Sums over channels (`d_B`, ...) `[B, L, blocks, N]` and over
-    time (`d_A`, ...) `[B, chunks, ...]` are left in parts, which are added in a fixed order later.
+    before its tiles, then backward, tile by tile. Sums over channels (`d_B`, ...) `[B, L, blocks, N]` and
+    over time (`d_A`, ...) `[B, chunks, ...]` are left in parts, which are added in a fixed order later.
     """
     chunk, row, block, part, walk, d, in_d = place(blocks, parts, per_part, share, chunks, BD)
     n = tl.arange(0, BN)
@@ -80,7 +80,6 @@ def selective_backward(
     first = tl.arange(0, T)[:, None, None] == 0
     last = tl.arange(0, T)[:, None, None] == T - 1
     ones = tl.full([T, BN, BD], 1.0, ACC)
-    zeros = tl.zeros([T, BN, BD], ACC)
     grad = tl.zeros([BN, BD], ACC)
     decays = grad + 1.0
     if not ENDS:
@@ -99,13 +98,13 @@ def selective_backward(
     start = chunk * CHUNK
     stop = tl.minimum(start + CHUNK, length)
     count_of_pieces = tl.cdiv(stop - start, PIECE)
-    for piece in range(0, count_of_pieces):
+    for piece in range(count_of_pieces):
         begin = start + (count_of_pieces - 1 - piece) * PIECE
         tiles = tl.cdiv(tl.minimum(PIECE, stop - begin), T)
         if not ENDS:
             kept = saved + (row * pieces + begin // PIECE) * states * width + nd
             state = tl.load(kept, mask=bits(in_states), other=0.0)
-            for i in range(0, tiles):
+            for i in range(tiles):
                 tl.store(scratch + i * BN * BD + slot, state)
                 _, _, there, _, _, _, _, u_k, B_k, _, _, factor, decay, _ = walk_tile(
                     begin + i * T, stop, length, row, walk, blocks, tables, index_row, reads, cells, d, in_d,
@@ -116,9 +115,11 @@ def selective_backward(
                 _, after_k = tl.associative_scan((decay, entering), 0, after)
                 state = tl.sum(tl.where(last, after_k, 0.0), 0)
             tl.debug_barrier()
-        for i in range(0, tiles):
+        for i in range(tiles):
             tile = tiles - 1 - i
-            cell, inside, there, time, raw, dt, dt_a, u_k, B_k, gate_k, plain, factor, decay, follows = walk_tile(
+            (
+                cell, inside, there, time, raw, dt, dt_a, u_k, B_k, gate_k, plain, factor, decay, follows,
+            ) = walk_tile(
                 begin + tile * T, stop, length, row, walk, blocks, tables, index_row, reads, cells, d, in_d,
                 n, in_n, rates, offset, rate, fixed_B, fixed_gate, flags, KIND, GENERAL, ACC, T,
             )  # fmt: skip
@@ -163,14 +164,18 @@ def selective_backward(
                 sum_A += tl.sum(d_plain * decay_by_A + d_factor * factor_by_A, 0)
                 d_dt_a = tl.sum(d_plain * by_dt_a, 1)
                 d_dt = tl.sum(d_factor * by_dt, 1) + tl.where(apart, 0.0, d_dt_a)
-                d_raw = tl.where((flags & SOFTPLUS) != 0, d_dt * tl.where(raw > 20.0, 1.0, sigmoid(raw)), d_dt)
+                d_raw = tl.where(
+                    (flags & SOFTPLUS) != 0, d_dt * tl.where(raw > 20.0, 1.0, sigmoid(raw)), d_dt
+                )
                 write(d_delta + own_row, cell, width, d, inside_d, d_raw)
                 write(d_delta_a + own_row, cell, width, d, inside_d & ((flags & OWN_STEPS) != 0), d_dt_a)
                 sum_bias += tl.sum(tl.where(mask, d_raw, 0.0), 0)
                 sum_D += tl.sum(d_out * u_k, 0)
                 sum_rate += tl.sum(d_dt_a * time[:, None], 0)
                 timed_at = d_timesteps + (row * length + cell) * parts * per_part + block
-                tl.store(timed_at, tl.sum(d_dt_a * rate[None, :], 1), mask=bits(inside & ((flags & TIMED) != 0)))
+                tl.store(
+                    timed_at, tl.sum(d_dt_a * rate[None, :], 1), mask=bits(inside & ((flags & TIMED) != 0))
+                )
                 write(d_B + sums, cell, per_cell, n, inside_n & ((flags & FIXED_B) == 0), tl.sum(d_B_k, 2))
                 write(d_C + sums, cell, per_cell, n, inside_n & ((flags & FIXED_C) == 0), tl.sum(d_C_k, 2))
                 if GENERAL:

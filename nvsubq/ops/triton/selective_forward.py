@@ -19,10 +19,10 @@ from nvsubq.ops.triton.selective_tile import (
     place,
     walk_tile,
 )
-from nvsubq.ops.triton.tiles import INITIAL, KEEP, after, bits, read, sigmoid, write
+from nvsubq.ops.triton.tiles import INITIAL, KEEP, SIZES, after, bits, read, sigmoid, write
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def selective_forward(
     u, delta, A, B, C, D, z, bias, delta_a, timesteps, gate, initial, index, segment, count, begins,
     y, final, saved, end_decays, end_states,
@@ -38,7 +38,7 @@ def selective_forward(
     which the states between the chunks are found; without, it gives y, the final state and what is kept.
     Parameters and states come as `[N, D]`, and the states after the chunks, `begins`, as `[B, chunks, N, D]`.
     """
-    chunk, row, block, part, walk, d, in_d = place(blocks, parts, per_part, share, chunks, BD)
+    chunk, row, _, part, walk, d, in_d = place(blocks, parts, per_part, share, chunks, BD)
     n = tl.arange(0, BN)
     in_n = n < states
     in_states = in_n[:, None] & in_d[None, :]

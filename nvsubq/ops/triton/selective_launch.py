@@ -1,4 +1,4 @@
-"""Launches of the kernels of `selective_scan`: what they read and write, and sums over the parts they leave."""
+"""Launches of the kernels of `selective_scan`: what they read and write, and sums over what they leave."""
 
 from __future__ import annotations
 
@@ -22,10 +22,34 @@ INITIAL, KEEP, SOFTPLUS, OWN_STEPS, TIMED = 16, 32, 1 << 8, 1 << 12, 1 << 13
 PRESENT = {"delta_bias": 1 << 9, "z": 1 << 10, "D": 1 << 11, "decay_gate": 1 << 14}
 FIXED = {"B": 1 << 15, "C": 1 << 16, "decay_gate": 1 << 17}
 
-TILE = 8  # steps
-ELEMENTS = 1024  # of a step in a program: states by channels
 MOST_CHANNELS = 128
 CHUNK, MOST_UNCUT = 256, 512
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What a program holds at a time.
+
+    Args:
+        steps: of a tile, T.
+        elements: of a step: states by channels.
+        per_thread: elements of a step that a thread has, where there are enough.
+    """
+
+    steps: int
+    elements: int
+    per_thread: int
+
+    def channels(self, share: int, BN: int) -> int:
+        """BD."""
+        return min(power_of_two(share), MOST_CHANNELS, max(1, self.elements // BN))
+
+    def warps(self, BN: int, BD: int) -> int:
+        """Of a program."""
+        return max(1, min(8, BN * BD // (32 * self.per_thread)))
+
+
+FORWARD, BACKWARD = Tiling(8, 1024, 8), Tiling(4, 512, 4)
 
 
 @dataclass
@@ -56,16 +80,20 @@ class SelectiveScan:
         self.parts = max(groups, self.tables.blocks)  # channels of a part share B, C and a walk
         self.share = self.width // self.parts
         self.BN = power_of_two(self.states)
-        self.BD = min(power_of_two(self.share), MOST_CHANNELS, max(1, ELEMENTS // self.BN))
-        self.per_part = -(-self.share // self.BD)
         # Between walks, parameters and states lie as [N, D]: channels side by side, as the kernels' lanes.
         self.turned = {
-            name: t.T.contiguous() if name != "A" or t.dtype == self.dtype else t.T.to(self.dtype).contiguous()
+            name: t.T.contiguous()
+            if name != "A" or t.dtype == self.dtype
+            else t.T.to(self.dtype).contiguous()
             for name in ("A", *FIXED)
             if (t := self.given[name]) is not None and t.dim() == 2
         }
         initial = self.given["initial_state"]
         self.initial = None if initial is None else initial.mT.to(self.dtype).contiguous()
+
+    def per_part(self, tiling: Tiling) -> int:
+        """How many programs the channels of a part take."""
+        return -(-self.share // tiling.channels(self.share, self.BN))
 
     def forward(self, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Give y, the final state, and the states that are kept."""
@@ -92,10 +120,10 @@ class SelectiveScan:
         d_initial = self._new(self.batch, self.states, self.width)
         d_final = torch.zeros_like(d_initial) if d_final is None else d_final.mT.to(self.dtype).contiguous()
         if not d_y.numel():
-            found = {name: None if t is None else torch.zeros_like(t) for name, t in given.items()}
+            zeros = {name: None if t is None else torch.zeros_like(t) for name, t in given.items()}
             if given["initial_state"] is not None:
-                found["initial_state"] = d_final.mT.to(given["initial_state"].dtype)
-            return found
+                zeros["initial_state"] = d_final.mT.to(given["initial_state"].dtype)
+            return zeros
         parts = self._new_parts()
         begins = d_initial
         if self.cut.chunks > 1:
@@ -124,7 +152,7 @@ class SelectiveScan:
     def _new_parts(self) -> dict[str, Tensor]:
         """What the backward kernel writes: gradients over cells, and parts of those that are sums."""
         given, none = self.given, self._new(0)
-        over_channels = (self.batch, self.length, self.parts * self.per_part)
+        over_channels = (self.batch, self.length, self.parts * self.per_part(BACKWARD))
         over_time = (self.batch, self.cut.chunks)
         timed = given["timesteps"] is not None
         parts = {
@@ -163,11 +191,13 @@ class SelectiveScan:
                 found[name] = parts[f"d_fixed_{key}"].sum((0, 1)).T
             else:
                 groups = t.shape[2] if t.dim() == 4 else 1
-                split = parts[f"d_{key}"].unflatten(2, (groups, self.parts * self.per_part // groups))
+                split = parts[f"d_{key}"].unflatten(
+                    2, (groups, self.parts * self.per_part(BACKWARD) // groups)
+                )
                 found[name] = split.sum(3)
         return found
 
-    def _shared(self) -> tuple[dict[str, Any], dict[str, Any], int]:
+    def _shared(self, tiling: Tiling) -> tuple[dict[str, Any], dict[str, Any], int]:
         """What both kernels take, the sizes of their tiles, and the number of programs."""
         given = self.given
         found, flags, index_row = given_tables(self.tables, given["u"].device)
@@ -181,7 +211,7 @@ class SelectiveScan:
         named: dict[str, Any] = {
             "A": turned["A"], **dict(zip(("index", "segment", "count"), found, strict=True)),
             "index_row": index_row, "length": self.length, "width": self.width, "states": self.states,
-            "blocks": self.tables.blocks, "parts": self.parts, "per_part": self.per_part,
+            "blocks": self.tables.blocks, "parts": self.parts, "per_part": self.per_part(tiling),
             "share": self.share, "chunks": self.cut.chunks, "pieces": self.cut.pieces, "flags": flags,
         }  # fmt: skip
         for name in ("u", "delta", "z", "delta_a", "timesteps"):
@@ -198,17 +228,18 @@ class SelectiveScan:
                 part = t.stride(2) if t.dim() == 4 and t.shape[2] > 1 else 0
             named |= {key: t, f"{key}_row": row, f"{key}_cell": cell, f"{key}_part": part}
         general = given["decay_gate"] is not None or bool(flags & sum(FIXED.values()))
+        BD = tiling.channels(self.share, self.BN)
         sizes = {
-            "KIND": KINDS[self.discretization], "GENERAL": general, "ACC": type_of(self.dtype), "T": TILE,
-            "BN": self.BN, "BD": self.BD, "CHUNK": self.cut.chunk, "PIECE": PIECE,
-            "num_warps": max(1, min(4, self.BN * self.BD // 128)),
+            "KIND": KINDS[self.discretization], "GENERAL": general, "ACC": type_of(self.dtype),
+            "T": tiling.steps, "BN": self.BN, "BD": BD, "CHUNK": self.cut.chunk, "PIECE": PIECE,
+            "num_warps": tiling.warps(self.BN, BD),
         }  # fmt: skip
-        return named, sizes, self.batch * self.parts * self.per_part * self.cut.chunks
+        return named, sizes, self.batch * self.parts * self.per_part(tiling) * self.cut.chunks
 
     def _launch_forward(self, initial, begins, y, final, saved, decays, states, flags, *, ends: bool) -> None:
         from nvsubq.ops.triton.selective_forward import selective_forward
 
-        named, sizes, programs = self._shared()
+        named, sizes, programs = self._shared(FORWARD)
         named["flags"] |= flags
         with on(y.device):
             selective_forward[(programs,)](
@@ -221,8 +252,8 @@ class SelectiveScan:
     ) -> None:
         from nvsubq.ops.triton.selective_backward import selective_backward
 
-        named, sizes, programs = self._shared()
-        tiles = PIECE // TILE * self.BN * self.BD
+        named, sizes, programs = self._shared(BACKWARD)
+        tiles = PIECE // BACKWARD.steps * sizes["BN"] * sizes["BD"]
         with on(d_y.device):
             selective_backward[(programs,)](
                 **named, d_y=d_y, d_final=d_final, begins=begins, saved=saved,

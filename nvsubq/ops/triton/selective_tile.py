@@ -89,13 +89,23 @@ def walk_tile(
         cells: their strides over cells.
 
     Returns:
-        By step `[T]` its cell, whether it is inside and there, and its timestep; delta before softplus and both
-        steps `[T, BD]`; u `[T, BD]`, B and the gate `[T, BN, 1 or BD]`; the decay without gate and the factor,
-        then the decay that takes the state over (0 at a start, 1 where there is no cell) `[T, BN, BD]`, and
+        By step `[T]` its cell, whether it is inside and there, and its timestep; delta before softplus, both
+        steps and u `[T, BD]`; B and the gate `[T, BN, 1 or BD]`; the decay without gate and the factor, then
+        the decay that takes the state over (0 at a start, 1 where there is no cell) `[T, BN, BD]`, and
         whether it does.
     """
     cell, inside, there, starts = steps_of(
-        begin + tl.arange(0, T), stop, row, walk, length, blocks, tables[0], index_row, tables[1], tables[2], flags
+        begin + tl.arange(0, T),
+        stop,
+        row,
+        walk,
+        length,
+        blocks,
+        tables[0],
+        index_row,
+        tables[1],
+        tables[2],
+        flags,
     )
     mask = there[:, None] & in_d[None, :]
     mask_n = there[:, None] & in_n[None, :]

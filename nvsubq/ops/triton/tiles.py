@@ -1,11 +1,20 @@
 """What the kernels share: a tile of T steps of a walk, and the two scans along its first axis.
 
-The first axis of a tile is time, so that Triton keeps it within a thread and a scan along it costs what a loop
-would. A step that visits no cell has decay 1 and input 0; one that starts a sequence has decay 0.
+The first axis of a tile is time, so that Triton keeps it within a thread and a scan along it costs what a
+loop would. A step that visits no cell has decay 1 and input 0; one that starts a sequence has decay 0.
 """
 
 import triton
 import triton.language as tl
+
+# Sizes and strides, by which Triton would compile a kernel anew where one is 1 or a multiple of 16.
+SIZES = [
+    "length", "width", "states", "blocks", "parts", "per_part", "share", "chunks", "pieces", "flags",
+    "index_row", "u_row", "u_cell", "delta_row", "delta_cell", "z_row", "z_cell", "delta_a_row",
+    "delta_a_cell", "timesteps_row", "timesteps_cell", "B_row", "B_cell", "B_part", "C_row", "C_cell",
+    "C_part", "gate_row", "gate_cell", "gate_part", "d_y_row", "d_y_cell", "a_row", "a_cell", "b_row",
+    "b_cell",
+]  # fmt: skip
 
 # Bits of the kernels' `flags`: branches that cost nothing beside a tile's states are taken at run time.
 INDEXED = tl.constexpr(1)  # `index` says which cell a step visits
