@@ -20,6 +20,7 @@ _HOME = {
     "MambaND": "nvsubq.nd",
     "NDBackbone": "nvsubq.models",
     "NDSegmenter": "nvsubq.models",
+    "NDUNet": "nvsubq.models",
     "LazyConfig": "nvsubq.lazy_config",
     "instantiate": "nvsubq.lazy_config",
     "validate": "nvsubq.lazy_config",
@@ -43,6 +44,7 @@ __all__ = [
     "NDBackbone",
     "NDMixer",
     "NDSegmenter",
+    "NDUNet",
     "__version__",
     "allow_targets",
     "as_factory",
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
         to_yaml,
         validate,
     )
-    from nvsubq.models import NDBackbone, NDSegmenter
+    from nvsubq.models import NDBackbone, NDSegmenter, NDUNet
     from nvsubq.nd import MambaND, NDMixer
     from nvsubq.ops import backends, use_backend
 

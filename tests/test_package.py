@@ -39,7 +39,7 @@ def test_public_names_are_pinned() -> None:
     import nvsubq
 
     assert set(nvsubq.__all__) == {
-        "__version__", "NDMixer", "MambaND", "NDBackbone", "NDSegmenter",
+        "__version__", "NDMixer", "MambaND", "NDBackbone", "NDSegmenter", "NDUNet",
         "LazyConfig", "instantiate", "validate", "as_factory", "to_yaml", "from_yaml", "allow_targets",
         "ConfigError", "PLACEHOLDER",
         "generate", "load_weights",
