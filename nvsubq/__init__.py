@@ -30,6 +30,7 @@ _HOME = {
     "allow_targets": "nvsubq.lazy_config",
     "ConfigError": "nvsubq.lazy_config",
     "PLACEHOLDER": "nvsubq.lazy_config",
+    "generate": "nvsubq.cores.generation",
     "load_weights": "nvsubq.compat.weights",
     "backends": "nvsubq.ops",
     "use_backend": "nvsubq.ops",
@@ -49,6 +50,7 @@ __all__ = [
     "as_factory",
     "backends",
     "from_yaml",
+    "generate",
     "instantiate",
     "load_weights",
     "to_yaml",
@@ -58,6 +60,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from nvsubq.compat.weights import load_weights
+    from nvsubq.cores.generation import generate
     from nvsubq.lazy_config import (
         PLACEHOLDER,
         ConfigError,
