@@ -37,7 +37,7 @@ int64_t workspace(const Mamba2Args& given) {
 
 // Whether the projection out can divide what it gives by the norm.
 bool norm_comes_last(const Mamba2Args& a) {
-  return present(a.norm_weight) && !a.norm_before_gate && a.groups == 1 && !a.mlp;
+  return present(a.norm_weight) && present(a.out_weight) && !a.norm_before_gate && a.groups == 1 && !a.mlp;
 }
 
 template <class T>
@@ -64,7 +64,7 @@ int run_heads(const Mamba2Args& a, const Memory<T>& m, cudaStream_t stream) {
 template <class T, class S>
 int run_as(const Mamba2Args& a, cudaStream_t stream) {
   const Memory<T> m(a);
-  const ProjectIn<T> in = {a.x, a.in_weight, a.in_bias, {}, {}, a.batch, a.model, m.in_width, 0, m.in};
+  const ProjectIn<T> in = {a.x, {}, a.in_weight, a.in_bias, {}, {}, a.batch, a.model, m.in_width, 0, m.in};
   const ConvStep<T> conv = {a.conv_state, a.conv_weight, a.conv_bias, m.x_at, m.conv_width, a.taps, true, m.u};
   if (const int status = project_in<T, S>(in, conv, stream)) return status;
   if (const int status = run_heads<T>(a, m, stream)) return status;
@@ -74,8 +74,6 @@ int run_as(const Mamba2Args& a, cudaStream_t stream) {
 }
 
 int run(const Mamba2Args& a, cudaStream_t stream) {
-  if (!present(a.in_weight) || !present(a.out_weight))
-    return fail(NVSUBQ_UNSUPPORTED, "in_weight or out_weight is absent, which only the library for CPUs allows");
   const nvsubq_tensor* alike[] = {&a.x, &a.in_weight, &a.in_bias, &a.out_weight, &a.out_bias, &a.y};
   if (const int status = check_alike(alike, 6)) return status;
   if (!a.batch || !a.width) return NVSUBQ_OK;

@@ -34,7 +34,7 @@ int64_t workspace(const MambaArgs& given) {
 template <class T, class S>
 int run_as(const MambaArgs& a, cudaStream_t stream) {
   const Memory<T> m(a);
-  const ProjectIn<T> in = {a.x, a.in_weight, a.in_bias, {}, {}, a.batch, a.model, 2 * a.width, 0, m.xz};
+  const ProjectIn<T> in = {a.x, {}, a.in_weight, a.in_bias, {}, {}, a.batch, a.model, 2 * a.width, 0, m.xz};
   const ConvStep<T> conv = {a.conv_state, a.conv_weight, a.conv_bias, 0, a.width, a.taps, true, m.u};
   if (const int status = project_in<T, S>(in, conv, stream)) return status;
   const int64_t rows = a.rank + 2 * a.states;
@@ -49,8 +49,6 @@ int run_as(const MambaArgs& a, cudaStream_t stream) {
 }
 
 int run(const MambaArgs& a, cudaStream_t stream) {
-  if (!present(a.in_weight) || !present(a.out_weight))
-    return fail(NVSUBQ_UNSUPPORTED, "in_weight or out_weight is absent, which only the library for CPUs allows");
   const nvsubq_tensor* alike[] = {&a.x, &a.in_weight, &a.in_bias, &a.x_proj, &a.dt_weight, &a.out_weight, &a.out_bias, &a.y};
   if (const int status = check_alike(alike, 8)) return status;
   if (!a.batch || !a.width) return NVSUBQ_OK;

@@ -40,11 +40,11 @@ __global__ void __launch_bounds__(kStepThreads) gates_kernel(Gates<T> a, int war
     i_bias = read_any<T>(a.i_bias, channel);
   }
   wait_for_the_last();
-  for (int64_t first = 0; first < batch; first += NB) {
+  for (int64_t first = blockIdx.y * NB; first < batch; first += gridDim.y * NB) {
     const int64_t b = first + place.lane;
     T sums[2 * NB] = {};
     if (valid) {
-      if (first) r_share.fetch_again(), i_share.fetch_again();
+      if (first != blockIdx.y * NB) r_share.fetch_again(), i_share.fetch_again();
       const T* vectors[NB];
       vectors_of<T, NB>(a.u, a.width, first, batch, vectors);
       T r[NB] = {}, i[NB] = {};

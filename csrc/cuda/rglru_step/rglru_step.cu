@@ -39,7 +39,7 @@ int run_gates(const RGLRUArgs& a, const Memory<T>& m, cudaStream_t stream) {
   return for_packs<S>(fits, a.batch, [&](auto v, auto nb) {
     constexpr int V = decltype(v)::value, NB = decltype(nb)::value;
     const int warps = warps_of_row(a.width, a.width / V);
-    return launch_next("rglru_step", rglru::gates_kernel<T, S, V, NB>, grid_of_rows(a.width, warps),
+    return launch_next("rglru_step", rglru::gates_kernel<T, S, V, NB>, grid_of_rows(a.width, warps, ceil_div(a.batch, NB)),
                        dim3(kStepThreads), stream, gates, warps);
   });
 }
@@ -47,7 +47,7 @@ int run_gates(const RGLRUArgs& a, const Memory<T>& m, cudaStream_t stream) {
 template <class T, class S>
 int run_as(const RGLRUArgs& a, cudaStream_t stream) {
   const Memory<T> m(a);
-  const ProjectIn<T> in = {a.x,     a.in_weight, a.in_bias, a.gate_weight, a.gate_bias,
+  const ProjectIn<T> in = {a.x,     a.gate,    a.in_weight, a.in_bias, a.gate_weight, a.gate_bias,
                            a.batch, a.model,     a.width,   a.width,       m.in};
   const ConvStep<T> conv = {a.conv_state, a.conv_weight, a.conv_bias, 0, a.width, a.taps, false, m.u};
   if (const int status = project_in<T, S>(in, conv, stream)) return status;
@@ -56,11 +56,11 @@ int run_as(const RGLRUArgs& a, cudaStream_t stream) {
 }
 
 int run(const RGLRUArgs& a, cudaStream_t stream) {
-  if (!present(a.in_weight) || !present(a.gate_weight) || !present(a.out_weight))
-    return fail(NVSUBQ_UNSUPPORTED, "a projection is absent, which only the library for CPUs allows");
-  const nvsubq_tensor* alike[] = {&a.x,         &a.in_weight,  &a.in_bias,  &a.gate_weight, &a.gate_bias, &a.r_weight,
+  if (present(a.in_weight) != present(a.gate_weight))
+    return fail(NVSUBQ_UNSUPPORTED, "in_weight and gate_weight must both be there, or neither");
+  const nvsubq_tensor* alike[] = {&a.x,         &a.gate,      &a.in_weight,  &a.in_bias,  &a.gate_weight, &a.gate_bias, &a.r_weight,
                                   &a.i_weight, &a.out_weight, &a.out_bias, &a.y};
-  if (const int status = check_alike(alike, 10)) return status;
+  if (const int status = check_alike(alike, 11)) return status;
   if (!a.batch || !a.width) return NVSUBQ_OK;
   return for_step(a, a.x.dtype, [&](auto compute, auto stored) {
     return run_as<decltype(compute), decltype(stored)>(a, stream);

@@ -23,7 +23,7 @@ int run_states(const S5Args& a, cudaStream_t stream) {
   return for_packs<S>(rows_are_packs(2 * a.width, sizeof(S), a.B.data), a.batch, [&](auto v, auto nb) {
     constexpr int V = decltype(v)::value, NB = decltype(nb)::value;
     const int warps = warps_of_row(a.states, 2 * a.width / V);
-    return launch("s5_step", s5::states_kernel<T, S, V, NB>, grid_of_rows(a.states, warps),
+    return launch("s5_step", s5::states_kernel<T, S, V, NB>, grid_of_rows(a.states, warps, ceil_div(a.batch, NB)),
                   dim3(kStepThreads), 0, stream, states, warps);
   });
 }

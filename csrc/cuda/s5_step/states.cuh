@@ -79,14 +79,14 @@ __global__ void __launch_bounds__(kStepThreads) states_kernel(States<T> a, int w
     decay = decay_of(dt, rate, a.discretization);
     gamma = gamma_of(dt, rate, decay, a.discretization);
   }
-  for (int64_t first = 0; first < batch; first += NB) {
+  for (int64_t first = blockIdx.y * NB; first < batch; first += gridDim.y * NB) {
     const int64_t b = first + place.lane;
     const bool mine = writes && b < batch;
     if (mine && present(a.timesteps))
       decay = decay_of(dt * read_any<double>(a.timesteps, b * a.timesteps.stride[0]), rate, a.discretization);
     T sums[2 * NB] = {};
     if (valid) {
-      if (first) share.fetch_again();
+      if (first != blockIdx.y * NB) share.fetch_again();
       const S* vectors[NB];
       vectors_of<S, NB>(static_cast<const S*>(a.u.data), a.u.stride[0], first, batch, vectors);
       multiply_pairs<T, S, V, NB>(share, vectors, sums);

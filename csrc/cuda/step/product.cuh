@@ -14,6 +14,7 @@ namespace nvsubq {
 
 constexpr int kHeld = 4;    // packs of a thread that are in flight together
 constexpr int kVectors = 4;  // vectors that a block takes at once, where there are several
+constexpr int64_t kBlocksWanted = 512;
 
 __device__ __forceinline__ float fma_of(float x, float y, float z) { return fmaf(x, y, z); }
 __device__ __forceinline__ double fma_of(double x, double y, double z) { return fma(x, y, z); }
@@ -61,7 +62,11 @@ struct RowPlace {
         at(threadIdx.x % (32 * warps_)), threads(32 * warps_), warps(warps_), lane(threadIdx.x % 32),
         leads(int(threadIdx.x / 32) % warps_ == 0) {}
 };
-inline dim3 grid_of_rows(int64_t rows, int warps) { return dim3(unsigned(ceil_div(rows, kStepWarps / warps))); }
+// Blocks along y share the vectors; there are several where the rows alone make few.
+inline dim3 grid_of_rows(int64_t rows, int warps, int64_t groups_of_vectors) {
+  const int64_t blocks = ceil_div(rows, kStepWarps / warps), wanted = ceil_div(kBlocksWanted, blocks);
+  return dim3(unsigned(blocks), unsigned(wanted < groups_of_vectors ? wanted : groups_of_vectors));
+}
 
 // A thread's share of a row.
 template <class S, int V>

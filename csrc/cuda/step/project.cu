@@ -20,7 +20,7 @@ __device__ __forceinline__ void find_scales(const Project<T>& p, int64_t first, 
 
 template <class T, class S, int V, int NB>
 __global__ void __launch_bounds__(kStepThreads, NB == 1 ? 8 : 4) project_kernel(Project<T> p, int warps) {
-  let_the_next_start();
+  if (p.to) let_the_next_start();  // what follows the last kernel of a step is no part of it
   const RowPlace place(warps);
   const bool valid = place.row < p.rows;
   RowShare<S, V> share(static_cast<const S*>(p.weight.data), p.columns, place);
@@ -32,11 +32,11 @@ __global__ void __launch_bounds__(kStepThreads, NB == 1 ? 8 : 4) project_kernel(
   if (writes && present(p.skip)) skip = read_any<T>(p.skip, place.row);
   wait_for_the_last();
   __shared__ T scales[NB];
-  for (int64_t first = 0; first < batch; first += NB) {
+  for (int64_t first = blockIdx.y * NB; first < batch; first += gridDim.y * NB) {
     const int64_t b = first + place.lane;
     T sum[NB] = {};
     if (valid) {
-      if (first) share.fetch_again();
+      if (first != blockIdx.y * NB) share.fetch_again();
       const T* vectors[NB];
       vectors_of<T, NB>(p.from, p.columns, first, batch, vectors);
       share.multiply(vectors, sum);
@@ -57,14 +57,25 @@ __global__ void __launch_bounds__(kStepThreads, NB == 1 ? 8 : 4) project_kernel(
   }
 }
 
+template <class T, class S>
+__global__ void __launch_bounds__(kStepThreads) leave_kernel(Project<T> p) {
+  const int64_t c = int64_t(blockIdx.x) * kStepThreads + threadIdx.x, b = blockIdx.y;
+  wait_for_the_last();
+  if (c < p.columns) static_cast<S*>(p.y.data)[b * p.y.stride[0] + c] = narrow<S>(p.from[b * p.columns + c]);
+}
+
 }  // namespace
 
 template <class T, class S>
 int project(const Project<T>& p, cudaStream_t stream) {
+  if (!present(p.weight)) {
+    const dim3 grid(unsigned(ceil_div(p.columns, kStepThreads)), unsigned(p.batch));
+    return launch_next("project", leave_kernel<T, S>, grid, dim3(kStepThreads), stream, p);
+  }
   return for_packs<S>(rows_are_packs(p.columns, sizeof(S), p.weight.data), p.batch, [&](auto v, auto nb) {
     constexpr int V = decltype(v)::value, NB = decltype(nb)::value;
     const int warps = warps_of_row(p.rows, p.columns / V);
-    return launch_next("project", project_kernel<T, S, V, NB>, grid_of_rows(p.rows, warps),
+    return launch_next("project", project_kernel<T, S, V, NB>, grid_of_rows(p.rows, warps, ceil_div(p.batch, NB)),
                        dim3(kStepThreads), stream, p, warps);
   });
 }

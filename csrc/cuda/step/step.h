@@ -18,15 +18,16 @@ struct ConvStep {
 };
 
 // The projection in of x [B, M] by `rows` rows of `weight`, then `more` rows of `weight_more`; to [B][rows + more], in
-// the workspace, gets what the convolution does not.
+// the workspace, gets what the convolution does not. Without a weight x [B, rows] and x_more [B, more] are these rows.
 template <class T>
 struct ProjectIn {
-  nvsubq_tensor x, weight, bias, weight_more, bias_more;
+  nvsubq_tensor x, x_more, weight, bias, weight_more, bias_more;
   int64_t batch, columns, rows, more;
   T* to;
 };
 
 // weight [rows, columns] times `from` [B][columns], in the workspace, plus bias: to [B][rows] there, or y [B, rows].
+// Without a weight y [B, columns] is `from`.
 template <class T>
 struct Project {
   const T* from;
