@@ -109,13 +109,23 @@ class NDMixer(nn.Module):
         order = None
         if self.causal and self._order != "row_major":
             order = scan_order(self._order, x.shape[1:-1], device=x.device)
-        out = self._walk(self.core_layer, cells, order, self._from_end)
         if self._walks_both_ways:
-            back = self._walk(self.core_layer_rev, cells, order, True)
-            out = out + back
-            if self.fuse == "mean":
-                out = out.mul_(0.5)  # in place: the tensor is our own, and no backward reads the sum
+            out = self._both_ways(cells, order)
+        else:
+            out = self._walk(self.core_layer, cells, order, self._from_end)
         return out.reshape(x.shape)
+
+    def _both_ways(self, cells: Tensor, order: Tensor | None) -> Tensor:
+        together = getattr(self.core_layer, "walk_with", None)
+        out = None
+        if together is not None:
+            out = together(self.core_layer_rev, cells, order, (self._from_end, True))
+        if out is None:
+            out = self._walk(self.core_layer, cells, order, self._from_end)
+            out = out + self._walk(self.core_layer_rev, cells, order, True)
+        if self.fuse == "mean":
+            out = out.mul_(0.5)  # in place: the tensor is our own, and no backward reads the sum
+        return out
 
     def _walk(self, core: nn.Module, cells: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
         if order is None and not reverse:
