@@ -181,6 +181,7 @@ class _Inner(torch.autograd.Function):
                 torch.mm(d.t(), x, out=into[h])
                 if ctx.needs_input_grad[2]:
                     d_x = d_x.addmm_(d, weights[h]) if h else torch.mm(d, weights[h])
+            del d  # as large as an activation: the next core's take its place
         d_x_proj, d_dt_proj = w.without_padding(d_x_proj, d_dt_proj)
         named = dict(zip(MambaWeights._fields, tensors, strict=False))  # of the first core, but `out_proj`
         shared = (

@@ -49,6 +49,8 @@ def test_agrees_with_the_reference(case: Case, dtype: torch.dtype) -> None:
         assert_close(f"{case}, {name}", got, expected[name], tolerance=tolerance)
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # of the package
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", CORES)
 def test_a_mixer_takes_a_foreign_core(name: str) -> None:
     torch.manual_seed(0)

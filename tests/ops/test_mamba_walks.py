@@ -9,6 +9,7 @@ import torch
 from tolerances import assert_close
 from torch import Tensor
 
+from nvsubq import NDMixer
 from nvsubq.cores import Mamba
 from nvsubq.ops import backends, use_backend
 from nvsubq.ops.mamba_walks import mamba_walks
@@ -142,3 +143,37 @@ def test_cores_that_are_not_plain_have_no_weights_to_give() -> None:
         {"a_init": "s4d_lin"},
     ):
         assert Mamba(12, **options).weights_together() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scan", ["row_major", "hilbert"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_mixer_walks_both_ways_together(scan: str, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    mixer = NDMixer(Mamba, d_model=48, bidirectional=True, scan=scan).cuda()
+    x = torch.randn(2, 9, 20, 48, device="cuda", requires_grad=True)
+    leaves = [x, *mixer.parameters()]
+
+    def run() -> list[Tensor]:
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            y = mixer(x)
+            with torch.no_grad():
+                assert torch.equal(mixer(x), y)
+        return outcome(y, leaves)
+
+    assert mixer.core_layer.walk_with(mixer.core_layer_rev, x.flatten(1, 2), None, (False, True)) is not None
+    together = run()
+    assert all(torch.equal(a, b) for a, b in zip(run(), together, strict=True))  # the same bits again
+    monkeypatch.setattr(Mamba, "walk_with", lambda *_: None)
+    for i, (got, want) in enumerate(zip(together, run(), strict=True)):
+        assert got.dtype == want.dtype
+        assert_close(f"output {i}", got, want.double(), tolerance=2e-2 if autocast else 1e-4)
+
+
+@pytest.mark.gpu
+def test_hooks_are_heard() -> None:
+    mixer = NDMixer(Mamba, d_model=16, bidirectional=True).cuda()
+    heard: list[int] = []
+    mixer.core_layer_rev.register_forward_hook(lambda *_: heard.append(1))
+    mixer(torch.randn(1, 6, 16, device="cuda"))
+    assert heard == [1]

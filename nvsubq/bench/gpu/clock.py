@@ -58,7 +58,7 @@ class CudaClock:
         self.repeats, self.limit = repeats, limit
         self.device = torch.device("cuda", torch.cuda.current_device())
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
-        self._flush = torch.zeros(max(4 * cache, CACHE_AT_LEAST) // 4, device=self.device)
+        self._flush = torch.empty(max(4 * cache, CACHE_AT_LEAST) // 4, device=self.device).zero_()
 
     def events(self, run: Run) -> list[float]:
         """Before each a buffer of four times the L2 cache is read, which also lets the host get ahead.
