@@ -30,16 +30,15 @@ OPS = (
 )
 
 # A backend is a module that holds functions of the ops' names, or objects that `prepare` calls (`call.py`).
-# None: this build does not have it.
 # It may also hold
 #     inactive() -> str | None                 why it cannot be used here at all (no library, ...)
 #     missing(op, device) -> str | None        why it does not serve an op on a device
 #     forget()                                 looks anew for what it is made of
 #     about() -> str                           what it is, where that depends on the machine
 #     declines(op, arguments) -> str | None    why it does not serve this call
-_MODULES: dict[str, str | None] = {
+_MODULES: dict[str, str] = {
     "native": "nvsubq.ops.native",
-    "triton": None,
+    "triton": "nvsubq.ops.triton",
     "torch": "nvsubq.ops.portable",
     "reference": "nvsubq.ops.reference",
     "mamba_ssm": "nvsubq.ops.mamba_ssm",
@@ -77,8 +76,6 @@ _WHAT = {
 @cache
 def _load(name: str) -> tuple[ModuleType | None, Backend]:
     path = _MODULES[name]
-    if path is None:
-        return None, Backend(name, False, "not part of this build of nvsubq", ())
     try:
         module = import_module(path)
     except ImportError as error:
