@@ -30,13 +30,14 @@ OPS = (
 )
 
 # A backend is a module that holds functions of the ops' names, or objects that `prepare` calls (`call.py`).
+# None: this build does not have it.
 # It may also hold
 #     inactive() -> str | None                 why it cannot be used here at all (no library, ...)
 #     missing(op, device) -> str | None        why it does not serve an op on a device
 #     forget()                                 looks anew for what it is made of
 #     about() -> str                           what it is, where that depends on the machine
 #     declines(op, arguments) -> str | None    why it does not serve this call
-_MODULES: dict[str, str] = {
+_MODULES: dict[str, str | None] = {
     "native": "nvsubq.ops.native",
     "triton": "nvsubq.ops.triton",
     "torch": "nvsubq.ops.portable",
@@ -76,6 +77,8 @@ _WHAT = {
 @cache
 def _load(name: str) -> tuple[ModuleType | None, Backend]:
     path = _MODULES[name]
+    if path is None:
+        return None, Backend(name, False, "not part of this build of nvsubq", ())
     try:
         module = import_module(path)
     except ImportError as error:
@@ -198,18 +201,25 @@ def _asked(backend: str | None) -> tuple[str, str]:
     return _check_name(name, said_by), said_by
 
 
-def fused_step(name: str, backend: str | None) -> Callable[..., Any] | None:
+def fused_step(
+    name: str, backend: str | None, device: torch.device | None = None
+) -> Callable[..., Any] | None:
     """The one-call form of a core's step, where the backend that is asked for has it; else ops are composed.
 
     Args:
         name: of the step, `mamba_step` for one.
         backend: as in `resolve`.
+        device: where the tensors are, if a backend may lack the step there; None: it is not asked.
     """
     chosen = backend or asked()
     if chosen != "auto":
         chosen, _ = _asked(backend)
     module, _ = _load("native" if chosen == "auto" else chosen)
-    return getattr(module, name, None)
+    step = getattr(module, name, None)
+    if module is None or step is None or (device is not None and _lacks(module, name, device) is not None):
+        return None
+    found: Callable[..., Any] = step
+    return found
 
 
 def resolve(

@@ -30,18 +30,15 @@ def is_complex(case: Case) -> bool:
 SERVED = [case for case in CASES if case.op in OPS and not is_complex(case)]
 NAMES = {
     "selective_scan": (
-        "all+ all* plain softplus mamba zoh bilinear dirac async no_discretization zoh-delta_a "
-        "bilinear-timesteps zoh-gate bilinear-gate no_discretization-gate G2 G6 fixed-B fixed-C fixed N1 D1 "
-        "seq_idx seq_idx-order-reverse* packed blocks-seq_idx blocks-reverse* event-seq_idx-order-reverse "
-        "L0 B0 L1 L65"
+        "all+ all* softplus zoh bilinear dirac no_discretization zoh-delta_a bilinear-timesteps zoh-gate "
+        "G2 fixed N1 D1 seq_idx-order-reverse blocks-reverse* event-blocks-seq_idx L0 B0 L1"
     ),
     "linear_scan": (
-        "real+ real-fixed* real-sqrt complex* complex-fixed complex-a complex-b-fixed complex-dt-zoh-zoh "
-        "real-dt-bilinear-bilinear complex-a-dt-bilinear-sqrt real-wide-dt seq_idx-order-reverse* "
-        "complex-seq_idx-order-reverse complex-blocks-seq_idx* fixed-packed-reverse L0 B0 complex-L65"
+        "real+ real-fixed* complex-fixed complex-b-fixed complex-dt-zoh-zoh real-dt-bilinear-bilinear "
+        "complex-a-sqrt real-wide-dt seq_idx-order-reverse* complex-blocks-seq_idx* L0 B0 complex-L2"
     ),
 }
-OTHER_DTYPES = {"selective_scan": ("all", "zoh-gate", "fixed"), "linear_scan": ("real", "complex-seq_idx")}
+OTHER_DTYPES = {"selective_scan": ("all", "zoh-gate"), "linear_scan": ("complex-seq_idx",)}
 # Not in bf16, which the interpreter rounds towards 0; the GPU has it.
 IN_HALF = {"selective_scan": ("all",), "linear_scan": ("real-fixed",)}
 LINES = [

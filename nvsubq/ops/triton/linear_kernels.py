@@ -90,8 +90,8 @@ def decays_and_inputs(
 def linear_forward(
     a, b, initial, index, segment, count, begins, y, final, saved, end_decays, end_states,
     a_row, a_cell, b_row, b_cell, index_row, length, width, blocks, per_part, share, chunks, pieces, flags,
-    ENDS: tl.constexpr, ACC: tl.constexpr, COMPLEX: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
-    CHUNK: tl.constexpr, PIECE: tl.constexpr,
+    ENDS: tl.constexpr, WALKS: tl.constexpr, ACC: tl.constexpr, COMPLEX: tl.constexpr, T: tl.constexpr,
+    BD: tl.constexpr, CHUNK: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """Walk a chunk of steps with BD channels of a row; strides count numbers, not parts of them.
 
@@ -120,7 +120,18 @@ def linear_forward(
             keeps = in_d & ((flags & KEEP) != 0) & (begin % PIECE == 0)
             write_pair(saved, (row * pieces + begin // PIECE) * width + d, keeps, s_re, s_im, True, COMPLEX)
         cell, inside, there, starts = steps_of(
-            begin + tl.arange(0, T), stop, row, walk, length, blocks, index, index_row, segment, count, flags
+            begin + tl.arange(0, T),
+            stop,
+            row,
+            walk,
+            length,
+            blocks,
+            index,
+            index_row,
+            segment,
+            count,
+            flags,
+            WALKS,
         )
         a_re, a_im, b_re, b_im = decays_and_inputs(
             a + a_at * tl.where((flags & COMPLEX_A) != 0, 2, 1),
@@ -163,8 +174,8 @@ def linear_backward(
     d_a, d_b, d_fixed_a, d_initial,
     a_row, a_cell, b_row, b_cell, d_y_row, d_y_cell, index_row, length, width, blocks, per_part, share,
     chunks, pieces, flags,
-    ENDS: tl.constexpr, ACC: tl.constexpr, COMPLEX: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
-    CHUNK: tl.constexpr, PIECE: tl.constexpr,
+    ENDS: tl.constexpr, WALKS: tl.constexpr, ACC: tl.constexpr, COMPLEX: tl.constexpr, T: tl.constexpr,
+    BD: tl.constexpr, CHUNK: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """Walk a chunk of steps backwards with BD channels of a row.
 
@@ -208,7 +219,7 @@ def linear_backward(
                 write_pair(scratch, slot + i * BD, True, s_re, s_im, True, COMPLEX)
                 cell, inside, there, starts = steps_of(
                     begin + i * T + tl.arange(0, T), stop, row, walk, length, blocks, index, index_row,
-                    segment, count, flags,
+                    segment, count, flags, WALKS,
                 )  # fmt: skip
                 a_re, a_im, b_re, b_im = decays_and_inputs(
                     a, b, a_cell, b_cell, cell, there, starts, d, in_d, flags, ACC, COMPLEX
@@ -228,7 +239,7 @@ def linear_backward(
             tile = tiles - 1 - i
             cell, inside, there, starts = steps_of(
                 begin + tile * T + tl.arange(0, T), stop, row, walk, length, blocks, index, index_row,
-                segment, count, flags,
+                segment, count, flags, WALKS,
             )  # fmt: skip
             a_re, a_im, b_re, b_im = decays_and_inputs(
                 a, b, a_cell, b_cell, cell, there, starts, d, in_d, flags, ACC, COMPLEX

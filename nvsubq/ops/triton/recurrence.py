@@ -118,14 +118,15 @@ class Recurrence:
         per_part = -(-share // BD)
         a_row, a_cell = (0, 0) if self.a.dim() == 1 else self.a.stride()[:2]
         named = {
-            "a": _parts(self.a), "b": _parts(self.b), "index": found[0], "segment": found[1],
-            "count": found[2], "a_row": a_row, "a_cell": a_cell, "b_row": self.b.stride(0), "b_cell": self.b.stride(1),
-            "index_row": index_row, "length": length, "width": width, "blocks": blocks,
-            "per_part": per_part, "share": share, "chunks": self.cut.chunks, "pieces": self.cut.pieces,
-            "flags": flags,
+            "a": _parts(self.a), "b": _parts(self.b),
+            "index": found[0], "segment": found[1], "count": found[2], "index_row": index_row,
+            "a_row": a_row, "a_cell": a_cell, "b_row": self.b.stride(0), "b_cell": self.b.stride(1),
+            "length": length, "width": width, "blocks": blocks, "per_part": per_part, "share": share,
+            "chunks": self.cut.chunks, "pieces": self.cut.pieces, "flags": flags,
         }  # fmt: skip
         sizes = {
-            "ACC": type_of(self.dtype), "COMPLEX": self.is_complex, "T": TILE, "BD": BD,
+            "ACC": type_of(self.dtype), "COMPLEX": self.is_complex, "WALKS": bool(self.tables.named),
+            "T": TILE, "BD": BD,
             "CHUNK": self.cut.chunk, "PIECE": PIECE, "num_warps": max(1, BD // 32),
         }  # fmt: skip
         return named, sizes, batch * blocks * per_part * self.cut.chunks

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from nvsubq.ops.triton.discretizations import derivatives
+from nvsubq.ops.triton.discretizations import AS_THEY_ARE, derivatives
 from nvsubq.ops.triton.selective_tile import (
     BIASED,
     DECAY_GATED,
@@ -34,8 +34,8 @@ def selective_backward(
     u_row, u_cell, delta_row, delta_cell, z_row, z_cell, delta_a_row, delta_a_cell, timesteps_row,
     timesteps_cell, B_row, B_cell, B_part, C_row, C_cell, C_part, gate_row, gate_cell, gate_part, index_row,
     d_y_row, d_y_cell, length, width, states, blocks, parts, per_part, share, chunks, pieces, flags,
-    KIND: tl.constexpr, GENERAL: tl.constexpr, ENDS: tl.constexpr, ACC: tl.constexpr, T: tl.constexpr,
-    BN: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr, PIECE: tl.constexpr,
+    KIND: tl.constexpr, GENERAL: tl.constexpr, WALKS: tl.constexpr, ENDS: tl.constexpr, ACC: tl.constexpr,
+    T: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """Walk a chunk of steps backwards with BD channels of a row.
 
@@ -106,11 +106,11 @@ def selective_backward(
             state = tl.load(kept, mask=bits(in_states), other=0.0)
             for i in range(tiles):
                 tl.store(scratch + i * BN * BD + slot, state)
-                _, _, there, _, _, _, _, u_k, B_k, _, _, factor, decay, _ = walk_tile(
+                _, _, _, _, _, _, _, u_k, B_k, _, _, factor, decay, _ = walk_tile(
                     begin + i * T, stop, length, row, walk, blocks, tables, index_row, reads, cells, d, in_d,
-                    n, in_n, rates, offset, rate, fixed_B, fixed_gate, flags, KIND, GENERAL, ACC, T,
+                    n, in_n, rates, offset, rate, fixed_B, fixed_gate, flags, KIND, GENERAL, WALKS, ACC, T,
                 )  # fmt: skip
-                entering = tl.where(there[:, None, None], factor * u_k[:, None, :] * B_k, 0.0)
+                entering = factor * u_k[:, None, :] * B_k
                 entering += tl.where(first, decay * state[None, :, :], 0.0)
                 _, after_k = tl.associative_scan((decay, entering), 0, after)
                 state = tl.sum(tl.where(last, after_k, 0.0), 0)
@@ -121,7 +121,7 @@ def selective_backward(
                 cell, inside, there, time, raw, dt, dt_a, u_k, B_k, gate_k, plain, factor, decay, follows,
             ) = walk_tile(
                 begin + tile * T, stop, length, row, walk, blocks, tables, index_row, reads, cells, d, in_d,
-                n, in_n, rates, offset, rate, fixed_B, fixed_gate, flags, KIND, GENERAL, ACC, T,
+                n, in_n, rates, offset, rate, fixed_B, fixed_gate, flags, KIND, GENERAL, WALKS, ACC, T,
             )  # fmt: skip
             mask = there[:, None] & in_d[None, :]
             mask_n = there[:, None] & in_n[None, :] & ((flags & FIXED_C) == 0)
@@ -137,7 +137,7 @@ def selective_backward(
                 decays *= tl.reduce(decay, 0, times)
             else:
                 state = tl.load(scratch + tile * BN * BD + slot)
-                entering = tl.where(there[:, None, None], factor * u_k[:, None, :] * B_k, 0.0)
+                entering = factor * u_k[:, None, :] * B_k
                 shown = tl.where(first, state[None, :, :], 0.0)
                 _, _, _, state_k = tl.associative_scan((decay, entering, ones, shown), 0, before)
                 after_k = decay * state_k + entering
@@ -148,12 +148,13 @@ def selective_backward(
                 ungated = tl.sum(C_k * after_k, 1) + skip[None, :] * u_k
                 d_z_k = d_y_k * ungated * open_k * (1.0 + z_k * (1.0 - open_k))
                 write(d_z + own_row, cell, width, d, inside_d & gated, d_z_k)
-                d_entering = tl.where(there[:, None, None], d_state, 0.0)
-                d_B_k = d_entering * factor * u_k[:, None, :]
-                d_factor = d_entering * B_k * u_k[:, None, :]
-                d_u_k = tl.sum(d_entering * factor * B_k, 1) + skip[None, :] * d_out
+                d_B_k = d_state * factor * u_k[:, None, :]
+                d_factor = d_state * B_k * u_k[:, None, :]
+                d_u_k = tl.sum(d_state * factor * B_k, 1) + skip[None, :] * d_out
                 write(d_u + own_row, cell, width, d, inside_d, d_u_k)
-                d_decay = tl.where(follows[:, None, None], d_state * state_k, 0.0)
+                d_decay = d_state * state_k
+                if WALKS or GENERAL or KIND == AS_THEY_ARE:
+                    d_decay = tl.where(follows[:, None, None], d_decay, 0.0)
                 d_plain = d_decay
                 if GENERAL:
                     d_plain = d_decay * gate_k
@@ -162,7 +163,7 @@ def selective_backward(
                     dt_a[:, None, :], dt[:, None, :], rates[None, :, :], plain, KIND
                 )
                 sum_A += tl.sum(d_plain * decay_by_A + d_factor * factor_by_A, 0)
-                d_dt_a = tl.sum(d_plain * by_dt_a, 1)
+                d_dt_a = tl.where(mask, tl.sum(d_plain * by_dt_a, 1), 0.0)
                 d_dt = tl.sum(d_factor * by_dt, 1) + tl.where(apart, 0.0, d_dt_a)
                 d_raw = tl.where(
                     (flags & SOFTPLUS) != 0, d_dt * tl.where(raw > 20.0, 1.0, sigmoid(raw)), d_dt
@@ -171,14 +172,13 @@ def selective_backward(
                 write(d_delta_a + own_row, cell, width, d, inside_d & ((flags & OWN_STEPS) != 0), d_dt_a)
                 sum_bias += tl.sum(tl.where(mask, d_raw, 0.0), 0)
                 sum_D += tl.sum(d_out * u_k, 0)
-                sum_rate += tl.sum(d_dt_a * time[:, None], 0)
-                timed_at = d_timesteps + (row * length + cell) * parts * per_part + block
-                tl.store(
-                    timed_at, tl.sum(d_dt_a * rate[None, :], 1), mask=bits(inside & ((flags & TIMED) != 0))
-                )
                 write(d_B + sums, cell, per_cell, n, inside_n & ((flags & FIXED_B) == 0), tl.sum(d_B_k, 2))
                 write(d_C + sums, cell, per_cell, n, inside_n & ((flags & FIXED_C) == 0), tl.sum(d_C_k, 2))
                 if GENERAL:
+                    sum_rate += tl.sum(d_dt_a * time[:, None], 0)
+                    timed_at = d_timesteps + (row * length + cell) * parts * per_part + block
+                    timed = inside & ((flags & TIMED) != 0)
+                    tl.store(timed_at, tl.sum(d_dt_a * rate[None, :], 1), mask=bits(timed))
                     varies = (flags & (FIXED_GATE | DECAY_GATED)) == DECAY_GATED
                     write(d_gate + sums, cell, per_cell, n, inside_n & varies, tl.sum(d_gate_k, 2))
                     sum_B += tl.sum(d_B_k, 0)

@@ -29,8 +29,8 @@ def selective_forward(
     u_row, u_cell, delta_row, delta_cell, z_row, z_cell, delta_a_row, delta_a_cell, timesteps_row,
     timesteps_cell, B_row, B_cell, B_part, C_row, C_cell, C_part, gate_row, gate_cell, gate_part, index_row,
     length, width, states, blocks, parts, per_part, share, chunks, pieces, flags,
-    KIND: tl.constexpr, GENERAL: tl.constexpr, ENDS: tl.constexpr, ACC: tl.constexpr, T: tl.constexpr,
-    BN: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr, PIECE: tl.constexpr,
+    KIND: tl.constexpr, GENERAL: tl.constexpr, WALKS: tl.constexpr, ENDS: tl.constexpr, ACC: tl.constexpr,
+    T: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """Walk a chunk of steps with BD channels of a row.
 
@@ -38,7 +38,7 @@ def selective_forward(
     which the states between the chunks are found; without, it gives y, the final state and what is kept.
     Parameters and states come as `[N, D]`, and the states after the chunks, `begins`, as `[B, chunks, N, D]`.
     """
-    chunk, row, _, part, walk, d, in_d = place(blocks, parts, per_part, share, chunks, BD)
+    chunk, row, _block, part, walk, d, in_d = place(blocks, parts, per_part, share, chunks, BD)
     n = tl.arange(0, BN)
     in_n = n < states
     in_states = in_n[:, None] & in_d[None, :]
@@ -83,9 +83,9 @@ def selective_forward(
             tl.store(kept, state, mask=bits(in_states & keeps))
         cell, inside, there, _, _, _, _, u_k, B_k, _, _, factor, decay, _ = walk_tile(
             begin, stop, length, row, walk, blocks, tables, index_row, reads, cells, d, in_d, n, in_n,
-            rates, offset, rate, fixed_B, fixed_gate, flags, KIND, GENERAL, ACC, T,
+            rates, offset, rate, fixed_B, fixed_gate, flags, KIND, GENERAL, WALKS, ACC, T,
         )  # fmt: skip
-        entering = tl.where(there[:, None, None], factor * u_k[:, None, :] * B_k, 0.0)
+        entering = factor * u_k[:, None, :] * B_k
         entering += tl.where(first, decay * state[None, :, :], 0.0)
         product, after_k = tl.associative_scan((decay, entering), 0, after)
         state = tl.sum(tl.where(last, after_k, 0.0), 0)

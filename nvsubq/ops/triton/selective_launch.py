@@ -227,12 +227,12 @@ class SelectiveScan:
                 row, cell = t.stride()[:2]
                 part = t.stride(2) if t.dim() == 4 and t.shape[2] > 1 else 0
             named |= {key: t, f"{key}_row": row, f"{key}_cell": cell, f"{key}_part": part}
-        general = given["decay_gate"] is not None or bool(flags & sum(FIXED.values()))
+        general = bool(flags & (TIMED | PRESENT["decay_gate"] | sum(FIXED.values())))
         BD = tiling.channels(self.share, self.BN)
         sizes = {
-            "KIND": KINDS[self.discretization], "GENERAL": general, "ACC": type_of(self.dtype),
-            "T": tiling.steps, "BN": self.BN, "BD": BD, "CHUNK": self.cut.chunk, "PIECE": PIECE,
-            "num_warps": tiling.warps(self.BN, BD),
+            "KIND": KINDS[self.discretization], "GENERAL": general, "WALKS": bool(self.tables.named),
+            "ACC": type_of(self.dtype), "T": tiling.steps, "BN": self.BN, "BD": BD,
+            "CHUNK": self.cut.chunk, "PIECE": PIECE, "num_warps": tiling.warps(self.BN, BD),
         }  # fmt: skip
         return named, sizes, self.batch * self.parts * self.per_part(tiling) * self.cut.chunks
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from nvsubq.ops.triton.discretizations import discretize
+from nvsubq.ops.triton.discretizations import AS_THEY_ARE, discretize
 from nvsubq.ops.triton.tiles import bits, read, softplus, steps_of
 
 # Bits of `flags`, beside those of `tiles`.
@@ -64,9 +64,9 @@ def fixed_over_time(pointer, width, n, d, in_states, fixed, absent, GENERAL: tl.
 
 @triton.jit
 def steps_taken(reads, cells, cell, there, d, mask, offset, rate, flags, ACC: tl.constexpr):
-    """delta before softplus, the step in the factor, the step in the decay, and the timesteps `[T]`."""
+    """delta before softplus, the steps in the factor and the decay (0 for no cell), and the timesteps."""
     raw = read(reads[1], cell, cells[1], d, mask, ACC) + offset[None, :]
-    dt = tl.where((flags & SOFTPLUS) != 0, softplus(raw), raw)
+    dt = tl.where(mask, tl.where((flags & SOFTPLUS) != 0, softplus(raw), raw), 0.0)
     timed = (flags & TIMED) != 0
     own_steps = (flags & OWN_STEPS) != 0
     times = tl.load(reads[3] + cell * cells[3], mask=bits(there & timed), other=0.0).to(ACC)
@@ -79,7 +79,8 @@ def steps_taken(reads, cells, cell, there, d, mask, offset, rate, flags, ACC: tl
 def walk_tile(
     begin, stop, length, row, walk, blocks, tables, index_row, reads, cells, d, in_d, n, in_n,
     rates, offset, rate, fixed_B, fixed_gate, flags,
-    KIND: tl.constexpr, GENERAL: tl.constexpr, ACC: tl.constexpr, T: tl.constexpr,
+    KIND: tl.constexpr, GENERAL: tl.constexpr, WALKS: tl.constexpr, ACC: tl.constexpr,
+    T: tl.constexpr,
 ):  # fmt: skip
     """The steps begin ... begin + T - 1 of a chunk that ends at `stop`.
 
@@ -94,18 +95,9 @@ def walk_tile(
         the decay that takes the state over (0 at a start, 1 where there is no cell) `[T, BN, BD]`, and
         whether it does.
     """
+    k = begin + tl.arange(0, T)
     cell, inside, there, starts = steps_of(
-        begin + tl.arange(0, T),
-        stop,
-        row,
-        walk,
-        length,
-        blocks,
-        tables[0],
-        index_row,
-        tables[1],
-        tables[2],
-        flags,
+        k, stop, row, walk, length, blocks, tables[0], index_row, tables[1], tables[2], flags, WALKS
     )
     mask = there[:, None] & in_d[None, :]
     mask_n = there[:, None] & in_n[None, :]
@@ -119,7 +111,10 @@ def walk_tile(
         varies = (flags & (FIXED_GATE | DECAY_GATED)) == DECAY_GATED
         gate_k = over_states(reads[5], cells[5], fixed_gate, cell, n, mask_n & varies, GENERAL, ACC)
         decay = plain * gate_k
-    there_ = there[:, None, None]
-    decay = tl.where(there_, tl.where(starts[:, None, None], 0.0, decay), 1.0)
-    follows = there & (starts == 0)
+    if GENERAL or KIND == AS_THEY_ARE:  # else a step of 0 has made it 1
+        decay = tl.where(there[:, None, None], decay, 1.0)
+    follows = there
+    if WALKS:
+        follows = there & (starts == 0)
+        decay = tl.where(starts[:, None, None], 0.0, decay)
     return cell, inside, there, times, raw, dt, dt_a, u_k, B_k, gate_k, plain, factor, decay, follows

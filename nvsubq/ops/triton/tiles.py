@@ -111,18 +111,34 @@ def bits(mask):
 
 
 @triton.jit
-def steps_of(k, stop, row, block, length, blocks, index, index_row, segment, count, flags):
-    """The cells that steps k visit, whether each is there, and whether the state is dropped before it."""
-    limit = tl.load(count + row, mask=bits((flags & COUNTED) != 0), other=length)
+def steps_of(
+    k, stop, row, block, length, blocks, index, index_row, segment, count, flags, WALKS: tl.constexpr
+):
+    """The cells of steps k, whether each is inside and there, and whether the state is dropped before it."""
     inside = k < stop
+    if WALKS:
+        cell, there, starts = steps_by_tables(
+            k, inside, row, block, length, blocks, index, index_row, segment, count, flags
+        )
+    else:
+        cell = tl.where((flags & FLIPPED) != 0, length - 1 - k, k)
+        there = inside
+        starts = inside == 0
+    return cell, inside, there, starts
+
+
+@triton.jit
+def steps_by_tables(k, inside, row, block, length, blocks, index, index_row, segment, count, flags):
+    """`steps_of`, where a walk has tables."""
+    limit = tl.load(count + row, mask=bits((flags & COUNTED) != 0), other=length)
     there = inside & (k < limit)
     indexed = (flags & INDEXED) != 0
     cell = tl.load(index + row * index_row + k * blocks + block, mask=bits(inside & indexed), other=0)
-    cell = tl.where(indexed, cell, tl.where((flags & FLIPPED) != 0, length - 1 - k, k))
+    cell = tl.where(indexed, cell, k)
     at = segment + (row * length + k) * blocks + block
     follows = there & (k > 0) & ((flags & SEGMENTED) != 0)
     starts = tl.load(at, mask=bits(follows), other=0) != tl.load(at - blocks, mask=bits(follows), other=0)
-    return cell, inside, there, starts
+    return cell, there, starts
 
 
 @triton.jit
