@@ -187,6 +187,19 @@ class TestWithoutDevice:
         ).build()
         assert declines("selective_scan", tensors) == "`A` has N = 1025 states, its kernel knows 1 to 1024"
 
+    def test_a_traced_call_with_complex_states_is_left_to_torch(self) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("nvsubq.ops.triton.inactive", lambda: None)
+            patch.setattr("nvsubq.ops.native.missing", lambda op, device: "there is none here")
+            patch.setattr(dispatch, "_warn_once", lambda message: None)
+            dispatch.forget()
+            assert dispatch.concrete("selective_scan", None, "cuda") == "triton"
+            assert dispatch.concrete("selective_scan", None, "cuda", True) == "torch"
+            assert dispatch.concrete("linear_scan", None, "cuda", True) == "triton"
+            with pytest.raises(RuntimeError, match="serve this call of `selective_scan`: its kernel knows r"):
+                dispatch.concrete("selective_scan", "triton", "cuda", True)
+        dispatch.forget()
+
     def test_it_is_not_imported_before_it_is_needed(self) -> None:
         code = "import sys, nvsubq.ops; nvsubq.ops.backends(); print('triton' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
