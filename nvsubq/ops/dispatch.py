@@ -37,7 +37,7 @@ OPS = (
 #     forget()                                 looks anew for what it is made of
 #     about() -> str                           what it is, where that depends on the machine
 #     declines(op, arguments) -> str | None    why it does not serve this call
-#     declines_complex(op) -> str | None       why not complex tensors, which is all that a traced call can ask
+#     declines_complex(op) -> str | None       why not complex tensors: all that a traced call can ask
 _MODULES: dict[str, str | None] = {
     "native": "nvsubq.ops.native",
     "triton": "nvsubq.ops.triton",
