@@ -77,6 +77,7 @@ class Mamba(LTV_LRNN):
     """
 
     discretizations = DISCRETIZATIONS["Mamba"]
+    capturable = True
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ OPS = (
 #     declines(op, arguments) -> str | None    why it does not serve this call
 _MODULES: dict[str, str | None] = {
     "native": "nvsubq.ops.native",
-    "triton": None,
+    "triton": "nvsubq.ops.triton",
     "torch": "nvsubq.ops.portable",
     "reference": "nvsubq.ops.reference",
     "mamba_ssm": "nvsubq.ops.mamba_ssm",
