@@ -137,7 +137,29 @@ class NDMixer(nn.Module):
             )
         shape = x.shape[1:-1] if spatial is None else torch.Size(spatial)
         cells = x.flatten(1, -2)  # (B, L, C), a view where memory allows
-        return self.fusion(cells, self._walks(cells, shape, token)).reshape(x.shape)
+        out = self._together(cells, shape, token)
+        if out is None:
+            out = self.fusion(cells, self._walks(cells, shape, token))
+        return out.reshape(x.shape)
+
+    def _together(self, cells: Tensor, spatial: torch.Size, token: bool) -> Tensor | None:
+        """Two walks along one order as one call, where the core knows how; else None."""
+        if (
+            len(self.paths) != 2
+            or self.split
+            or self.direction is not None
+            or self.fuse not in ("sum", "mean")
+        ):
+            return None
+        (one, other), core = self.paths, getattr(self, self.paths[0].core)
+        walk_with = getattr(core, "walk_with", None)
+        if walk_with is None or one.order is not other.order:
+            return None
+        order = None
+        if token or one.order != "row_major":
+            order = order_table(one.order, spatial, cells.device, token)
+        out: Tensor | None = walk_with(getattr(self, other.core), cells, order, (one.reverse, other.reverse))
+        return out.mul_(0.5) if out is not None and self.fuse == "mean" else out
 
     def _walks(self, cells: Tensor, spatial: torch.Size, token: bool) -> Iterator[Tensor]:
         """The outputs of the walks, one after another."""
