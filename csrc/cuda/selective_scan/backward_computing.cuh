@@ -6,18 +6,28 @@
 
 namespace nvsubq::selective {
 
-constexpr int kEighths = kWindow / 8;
+constexpr int kTile = 4, kTiles = kWindow / kTile;  // steps whose states a lane holds
+constexpr int kPart = 16;                           // steps between sums over the block's channels
 
 struct BackwardMemory {
   Window window;
-  alignas(16) float entering[kEighths - 1][kWide][kMostFast];  // the states that enter each 8 steps but the first
-  alignas(16) float by_state[kWarps][3][8][32];                // of 4 steps: sums to be made over states
-  alignas(16) float by_channel[kWarps][kWindow / 2][32];       // d_B and d_C of half a window, from 8 channels
+  // First the states that enter the tile after the e-th; once these are done, sums of the e-th: see `SumAt`.
+  alignas(16) float entering[kTiles][kWide][kMostFast];
+  alignas(16) float by_channel[kWarps][kPart][32];  // d_B and d_C of some steps, from 8 channels
 };
 
-// sum += A B for A and B of 22 bits: see `multiply`.
+// Where a channel's sums over states of a tile's step lie in BackwardMemory::entering: by_w at `index`, by_d at
+// index ^ 4, y at index ^ 8. Rows and sums are swizzled, by channels.
+struct SumAt {
+  int channel, index;
+  __device__ __forceinline__ SumAt(int c, int step)
+      : channel(c ^ (c >> 2 & 1)), index(step + 4 * ((c >> 1 ^ c >> 3) & 3)) {}
+};
+
+// A B, for A and B of 22 bits if EXACT: see `multiply`. All columns of B are the same.
 template <bool EXACT>
-__device__ __forceinline__ void multiply_by(float (&sum)[4], const float (&x)[4], float b0, float b1) {
+__device__ __forceinline__ float2 product(const float (&x)[4], float b0, float b1) {
+  float sum[4] = {0, 0, 0, 0};
   if constexpr (!EXACT) {
     multiply(sum, x[0], x[1], x[2], x[3], b0, b1);
   } else {
@@ -29,23 +39,98 @@ __device__ __forceinline__ void multiply_by(float (&sum)[4], const float (&x)[4]
     multiply(sum, kept[0], kept[1], kept[2], kept[3], b0 - kept0, b1 - kept1);
     multiply(sum, rest[0], rest[1], rest[2], rest[3], kept0, kept1);
   }
+  return make_float2(sum[0], sum[2]);
 }
+
+// Sums over the eight lanes g of numbers that a lane has of its two channels: a product with rows of the identity
+// turns lanes into columns, which a product with ones adds up.
+struct StateSums {
+  float upper[4], lower[4], one[8];  // eight rows of the identity and eight of zeros; what picks a column
+
+  // Through memory, since the compiler would rather make them anew for every product: `scratch` has a number of a lane.
+  __device__ __forceinline__ StateSums(int g, int t, volatile float* scratch) {
+    const auto hold = [&](float x) {
+      *scratch = x;
+      return *scratch;
+    };
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float row = g == t + 2 * (i & 2) ? 1.0f : 0.0f;
+      upper[i] = hold(i % 2 ? 0.0f : row), lower[i] = hold(i % 2 ? row : 0.0f);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) one[i] = hold(g == i ? 1.0f : 0.0f);
+  }
+  // Sums of x[i] in columns 2p, of y[i] in columns 2p + 1, with p = i % 4: see `of`. As many products as there are go
+  // side by side, since one that waits for another waits long.
+  template <int N>
+  __device__ __forceinline__ void add(float (&sum)[4], const float (&x)[N][2], const float (&y)[N][2]) const {
+    constexpr int kChains = N < 4 ? N : 4;
+    float turned[N][4], part[kChains][4];
+#pragma unroll
+    for (int i = 0; i < 4 * N; ++i) turned[i / 4][i % 4] = 0;
+#pragma unroll
+    for (int i = 0; i < 4 * kChains; ++i) part[i / 4][i % 4] = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) multiply(turned[i], upper[0], upper[1], upper[2], upper[3], x[i][0], x[i][1]);
+#pragma unroll
+    for (int i = 0; i < N; ++i) multiply(turned[i], lower[0], lower[1], lower[2], lower[3], y[i][0], y[i][1]);
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      multiply(part[i % kChains], turned[i][0], turned[i][1], turned[i][2], turned[i][3], one[2 * (i % 4)],
+               one[2 * (i % 4) + 1]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum[i] = part[0][i];
+#pragma unroll
+      for (int k = 1; k < kChains; ++k) sum[i] += part[k][i];
+    }
+  }
+  // The same of numbers of 22 bits.
+  template <int N>
+  __device__ __forceinline__ void add_exact(float (&sum)[4], const float (&x)[N][2], const float (&y)[N][2]) const {
+    static_assert(N == 4);  // so that parts of one step meet in a column
+    float parts_x[2 * N][2], parts_y[2 * N][2];
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        parts_x[i][r] = x[i][r], parts_x[N + i][r] = x[i][r] - kept_part(x[i][r]);
+        parts_y[i][r] = y[i][r], parts_y[N + i][r] = y[i][r] - kept_part(y[i][r]);
+      }
+    add(sum, parts_x, parts_y);
+  }
+  // Of channel g: columns 2t and 2t + 1.
+  __device__ __forceinline__ static float2 of(const float (&sum)[4]) {
+    return make_float2(sum[0] + sum[2], sum[1] + sum[3]);
+  }
+};
 
 // A lane's two channels and two states of each; of an array [4] the channel is i / 2.
 template <class S>
-struct Eighths {
+struct Tiles {
   BackwardMemory& m;
-  int warp, g, t, here[2];  // channels in the block
+  int warp, g, t, here[2];   // channels in the block
   float A[4], q[4], d_A[4];  // q: the cotangent of the states that come next, as it arrives
+  const StateSums sums;
 
-  __device__ __forceinline__ explicit Eighths(BackwardMemory& memory)
-      : m(memory), warp(threadIdx.x / 32), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4) {
+  __device__ __forceinline__ explicit Tiles(BackwardMemory& memory)
+      : m(memory), warp(threadIdx.x / 32), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4),
+        sums(g, t, &m.by_channel[warp][0][threadIdx.x % 32]) {
     here[0] = warp * 8 + t, here[1] = here[0] + 4;
   }
-
-  __device__ __forceinline__ static void read_four(const float (&rows)[kWide][kWindow], int channel, int four,
-                                                   float (&to)[4]) {
-    *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(&rows[channel][swizzled(channel, four)]);
+  // Where a step of this lane's channels, and of its states, lies, and the states that enter a tile.
+  __device__ __forceinline__ const float* of_channels(const float (&rows)[kSingle], int step) const {
+    return rows + single(here[0], 0) + step;
+  }
+  __device__ __forceinline__ const float* of_channels(const float (&rows)[kPaired], int step) const {
+    return rows + paired(here[0], 0) + 2 * step;
+  }
+  __device__ __forceinline__ const float* of_states(const float (&rows)[kWindow / 2][kMostFast][2], int step) const {
+    return &rows[0][2 * g][0] + step * kMostFast;
+  }
+  __device__ __forceinline__ float* entering(int e) const {
+    return &m.entering[e][here[0]][2 * g ^ 8 * (t / 2)];  // channels do not meet in a bank
   }
   template <bool STARTS>
   __device__ __forceinline__ float decay(float d, float rate, int step) const {
@@ -53,141 +138,94 @@ struct Eighths {
     return STARTS && (m.window.cells.starts[step / 32] >> (step % 32) & 1) ? 0.0f : x;
   }
 
-  // The states that enter each 8 steps, from those that enter the window.
+  // The states that enter each tile, from those that enter the window.
   template <bool STARTS>
-  __device__ __forceinline__ void ahead(const float (&first)[4], int eighths) {
+  __device__ __forceinline__ void ahead(const float (&first)[4], int tiles) {
     float h[4] = {first[0], first[1], first[2], first[3]};
-#pragma unroll 1
-    for (int e = 0; e < eighths - 1; ++e) {
+#pragma unroll 2
+    for (int e = 0; e < tiles - 1; ++e) {
+      alignas(16) float d[2][4], w[2][4], b[2][4];
+      const int step = kTile * e;
+      read_single(of_channels(m.window.d, step), d), read_paired(of_channels(m.window.w, step), w);
+      read_states(of_states(m.window.B, step), b);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        alignas(16) float d[2][4], w[2][4];
+      for (int j = 0; j < 4; ++j)
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          read_four(m.window.d, here[r], 2 * e + half, d[r]);
-          read_four(m.window.w, here[r], 2 * e + half, w[r]);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int step = 8 * e + 4 * half + j;
-          const float2 b = *reinterpret_cast<const float2*>(&m.window.B[step][2 * g]);
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            h[i] = fmaf(decay<STARTS>(d[i / 2][j], A[i], step), h[i], (i % 2 ? b.y : b.x) * w[i / 2][j]);
-        }
-      }
+        for (int i = 0; i < 4; ++i)
+          h[i] = fmaf(decay<STARTS>(d[i / 2][j], A[i], step + j), h[i], b[i % 2][j] * w[i / 2][j]);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        *reinterpret_cast<float2*>(&m.entering[e][here[r]][2 * g]) = make_float2(h[2 * r], h[2 * r + 1]);
+        *reinterpret_cast<float2*>(entering(e) + 4 * r * kMostFast) = make_float2(h[2 * r], h[2 * r + 1]);
     }
   }
 
-  // Eight steps: the states forth, and the cotangents back.
+  // A tile: the states forth, and the cotangents back.
   template <bool STARTS>
   __device__ __forceinline__ void back(const float (&first)[4], int e) {
-    float before[4], a[8][4], h[8][4], y[8][2], d_B[4] = {0, 0, 0, 0}, d_C[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) before[i] = e ? m.entering[e - 1][here[i / 2]][2 * g + i % 2] : first[i];
-    // Of step g of the eight: a column of the tensor cores' second factor.
-    float w_column[2], out_column[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int at = swizzle(here[r], 8 * e + g);
-      w_column[r] = m.window.w[here[r]][at], out_column[r] = m.window.out[here[r]][at];
-    }
-    __syncwarp();  // results will be put in their place
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      alignas(16) float d[2][4], w[2][4];
+    float before[4] = {first[0], first[1], first[2], first[3]}, a[4][4], h[4][4];
+    if (e) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        read_four(m.window.d, here[r], 2 * e + half, d[r]);
-        read_four(m.window.w, here[r], 2 * e + half, w[r]);
-      }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int s = 4 * half + j, step = 8 * e + s;
-        const float2 b = *reinterpret_cast<const float2*>(&m.window.B[step][2 * g]);
-        const float2 c = *reinterpret_cast<const float2*>(&m.window.C[step][2 * g]);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          a[s][i] = decay<STARTS>(d[i / 2][j], A[i], step);
-          h[s][i] = fmaf(a[s][i], s ? h[s - 1][i] : before[i], (i % 2 ? b.y : b.x) * w[i / 2][j]);
-        }
-#pragma unroll
-        for (int r = 0; r < 2; ++r) y[s][r] = fmaf(c.y, h[s][2 * r + 1], c.x * h[s][2 * r]);
-        const bool mine = g == s;
-        multiply_by<kExact<S>>(d_C, h[s], mine ? out_column[0] : 0.0f, mine ? out_column[1] : 0.0f);
+        const float2 x = *reinterpret_cast<const float2*>(entering(e - 1) + 4 * r * kMostFast);
+        before[2 * r] = x.x, before[2 * r + 1] = x.y;
       }
     }
+    const int step = kTile * e;
+    alignas(16) float d[2][4], w[2][4], out[2][4], b[2][4], c[2][4], y[4][2];
+    read_single(of_channels(m.window.d, step), d), read_paired(of_channels(m.window.w, step), w);
+    read_paired(of_channels(m.window.out, step), out);
+    read_states(of_states(m.window.B, step), b), read_states(of_states(m.window.C, step), c);
+    // States 2g and 2g + 1 of d_B and, 16 further on, of d_C.
+    float* const by_channel = &m.by_channel[warp][step % kPart][2 * g];
 #pragma unroll
-    for (int half = 1; half >= 0; --half) {
-      alignas(16) float d[2][4], out[2][4], by_w[2][4], by_d[2][4];
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[j][i] = decay<STARTS>(d[i / 2][j], A[i], step + j);
+        h[j][i] = fmaf(a[j][i], j ? h[j - 1][i] : before[i], b[i % 2][j] * w[i / 2][j]);
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) y[j][r] = fmaf(c[1][j], h[j][2 * r + 1], c[0][j] * h[j][2 * r]);
+      const float2 d_C = product<kExact<S>>(h[j], out[0][j], out[1][j]);
+      if (t == 0) *reinterpret_cast<float2*>(by_channel + 32 * j + 16) = d_C;
+    }
+    float by_w[4][2], by_d[4][2], sum[4], y_sum[4];
+#pragma unroll
+    for (int j = 3; j >= 0; --j) {
+      float h_bar[4], l[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        h_bar[i] = fmaf(c[i % 2][j], out[i / 2][j], q[i]);
+        q[i] = a[j][i] * h_bar[i];
+        l[i] = q[i] * (j ? h[j - 1][i] : before[i]);
+        d_A[i] = fmaf(l[i], d[i / 2][j], d_A[i]);
+      }
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        read_four(m.window.d, here[r], 2 * e + half, d[r]);
-        read_four(m.window.out, here[r], 2 * e + half, out[r]);
+        by_w[j][r] = fmaf(b[1][j], h_bar[2 * r + 1], b[0][j] * h_bar[2 * r]);
+        by_d[j][r] = fmaf(A[2 * r + 1], l[2 * r + 1], A[2 * r] * l[2 * r]);
       }
-#pragma unroll
-      for (int j = 3; j >= 0; --j) {
-        const int s = 4 * half + j, step = 8 * e + s;
-        const float2 b = *reinterpret_cast<const float2*>(&m.window.B[step][2 * g]);
-        const float2 c = *reinterpret_cast<const float2*>(&m.window.C[step][2 * g]);
-        float h_bar[4], l[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          h_bar[i] = fmaf(i % 2 ? c.y : c.x, out[i / 2][j], q[i]);
-          q[i] = a[s][i] * h_bar[i];
-          l[i] = q[i] * (s ? h[s - 1][i] : before[i]);
-          d_A[i] = fmaf(l[i], d[i / 2][j], d_A[i]);
-        }
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          by_w[r][j] = fmaf(b.y, h_bar[2 * r + 1], b.x * h_bar[2 * r]);
-          by_d[r][j] = fmaf(A[2 * r + 1], l[2 * r + 1], A[2 * r] * l[2 * r]);
-        }
-        const bool mine = g == s;
-        multiply_by<kExact<S>>(d_B, h_bar, mine ? w_column[0] : 0.0f, mine ? w_column[1] : 0.0f);
-      }
-      __syncwarp();  // the sums before these have been made
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int channel = t + 4 * r, at = 4 * (g ^ ((2 * t + r) & 7));
-        float(*to)[8][32] = m.by_state[warp];
-        *reinterpret_cast<float4*>(&to[0][channel][at]) =
-            make_float4(y[4 * half][r], y[4 * half + 1][r], y[4 * half + 2][r], y[4 * half + 3][r]);
-        *reinterpret_cast<float4*>(&to[1][channel][at]) = *reinterpret_cast<float4*>(by_w[r]);
-        *reinterpret_cast<float4*>(&to[2][channel][at]) = *reinterpret_cast<float4*>(by_d[r]);
-      }
-      __syncwarp();
-      add_states(2 * e + half);
+      const float2 d_B = product<kExact<S>>(h_bar, w[0][j], w[1][j]);
+      if (t == 0) *reinterpret_cast<float2*>(by_channel + 32 * j) = d_B;
     }
-    // States 2g and 2g + 1 of steps 2t and 2t + 1, where the bank depends on both.
-#pragma unroll
-    for (int which = 0; which < 2; ++which) {
-      const float* from = which ? d_C : d_B;
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        *reinterpret_cast<float2*>(&m.by_channel[warp][8 * (e % 4) + 2 * t + i][(16 * which + 2 * g) ^ (8 * t)]) =
-            make_float2(from[i], from[2 + i]);
+    sums.add_exact(sum, by_w, by_d);  // since d_bias is fp32 whatever the storage
+    if constexpr (kExact<S>) {
+      const float none[4][2] = {};
+      sums.add_exact(y_sum, y, none);
+    } else {
+      const float even[2][2] = {{y[0][0], y[0][1]}, {y[2][0], y[2][1]}};
+      const float odd[2][2] = {{y[1][0], y[1][1]}, {y[3][0], y[3][1]}};
+      sums.add(y_sum, even, odd);
     }
-  }
-
-  // Lanes 0 to 23 have one sum (y, by_w, by_d) of one channel each, of four steps; y goes where `out` was, and so on.
-  __device__ __forceinline__ void add_states(int four) {
-    const int lane = threadIdx.x % 32, which = lane / 8, channel = lane % 8;
-    if (lane >= 24) return;
-    const float* from = m.by_state[warp][which][channel];
-    const int turn = (2 * (channel % 4) + channel / 4) & 7;
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float4 x = *reinterpret_cast<const float4*>(from + 4 * (i ^ turn));
-      sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
-    }
-    const int c = warp * 8 + channel;
-    float* to = which == 0 ? m.window.out[c] : which == 1 ? m.window.w[c] : m.window.d[c];
-    *reinterpret_cast<float4*>(to + swizzled(c, four)) = sum;
+    const SumAt to(warp * 8 + g, 0);
+    float* const row = m.entering[e][to.channel];
+    const float2 both = StateSums::of(sum), ys = StateSums::of(y_sum);
+    row[to.index ^ t] = both.x, row[to.index ^ 4 ^ t] = both.y;
+    if constexpr (kExact<S>)
+      row[to.index ^ 8 ^ t] = ys.x;
+    else if (t < 2)
+      *reinterpret_cast<float2*>(&row[to.index ^ 8 ^ 2 * t]) = ys;
+    __syncwarp();
   }
 };
 

@@ -2,30 +2,40 @@
 #ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_BACKWARD_WRITING_CUH
 #define NVSUBQ_CUDA_SELECTIVE_SCAN_BACKWARD_WRITING_CUH
 
-#include "window.cuh"
+#include "backward_computing.cuh"
+#include "laying.cuh"
 
 namespace nvsubq::selective {
 
 template <class S>
 struct Writer {
+  using Column = typename Layer<S>::Column;
   const Layer<S>& from;
-  Row<S> d_u, d_delta, d_z;
+  const BackwardMemory& m;
+  Column d_u, d_delta, d_z;
+  int sums;  // where by_w of this thread's first step and channel lies
 
-  __device__ __forceinline__ Writer(const Layer<S>& layer, const Selective& a, int64_t row, int64_t first)
-      : from(layer), d_u(a.d_u, row, first + (layer.valid ? 4 * layer.four : 0)),
-        d_delta(a.d_delta, row, first + (layer.valid ? 4 * layer.four : 0)),
-        d_z(layer.is.gated ? a.d_z : a.d_u, row, first + (layer.valid ? 4 * layer.four : 0)) {}
+  __device__ __forceinline__ Writer(const Layer<S>& layer, const BackwardMemory& memory)
+      : from(layer), m(memory), d_u(layer.column(kGradU)), d_delta(layer.column(kGradDelta)),
+        d_z(layer.column(kGradZ)) {
+    const SumAt first(4 * from.four, from.first_row % kTile);
+    sums = (from.first_row / kTile * kWide + first.channel) * kMostFast + first.index;
+  }
 
   template <bool WHOLE>
   __device__ __forceinline__ void write(int steps, float (&d_skip)[4], float (&d_bias)[4]) const {
-    const Window& m = from.m;
+    constexpr int kRound = kAtOnce / kTile * kWide * kMostFast;
+    const Window& w = m.window;
     Pack<S, 4> u_of[kRounds], delta_of[kRounds], z_of[kRounds], d_y_of[kRounds];
+    const Column u = from.column(kU), delta = from.column(kDelta), z = from.column(kZ), d_y = from.column(kCotangent);
+    alignas(16) float bias[4], skip[4];
+    from.read_four(w.bias, bias), from.read_four(w.skip, skip);
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) {
       const int32_t read = some_cell(from.cell(i));
-      u_of[i] = load_four<WHOLE>(from.u.at(read), from.valid), z_of[i] = load_four<WHOLE>(from.z.at(read), from.valid);
-      delta_of[i] = load_four<WHOLE>(from.delta.at(read), from.valid);
-      d_y_of[i] = load_four<WHOLE>(from.d_y.at(read), from.valid);
+      u_of[i] = load_four<WHOLE>(u.at(read), from.valid), z_of[i] = load_four<WHOLE>(z.at(read), from.valid);
+      delta_of[i] = load_four<WHOLE>(delta.at(read), from.valid);
+      d_y_of[i] = load_four<WHOLE>(d_y.at(read), from.valid);
     }
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) {
@@ -36,17 +46,17 @@ struct Writer {
       unpack(u_of[i], us), unpack(delta_of[i], deltas), unpack(z_of[i], zs), unpack(d_y_of[i], d_ys);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const int at = from.at(j, i);
-        const float sum = (&m.out[0][0])[at], by_w = (&m.w[0][0])[at];
-        const float by_d = (&m.d[0][0])[at] * kLn2;
-        const float raw = deltas[j] + from.bias[j];
+        const float d = w.d[from.at(j, i)], out = w.out[from.in_pairs(j, i)];
+        const auto sum_of = [&](int which) {
+          return (&m.entering[0][0][0])[(sums ^ (kMostFast * j + 4 * (j / 2)) ^ 4 * which) + i * kRound];
+        };
+        const float by_w = sum_of(0), by_d = sum_of(1), sum = sum_of(2) * (kExact<S> ? 1.0f : kCut);
+        const float raw = deltas[j] + bias[j];
         const float e = exp2_of(-fabsf(raw) * kLog2e), over = reciprocal(1.0f + e);
-        const float d = from.is.soft ? fmaxf(raw, 0.0f) + log1p_of(e) : raw;
         const float slope = from.is.soft ? (raw < 0.0f ? e * over : over) : 1.0f;
-        const float gate = fast_sigmoid(zs[j]), silu = from.is.gated ? zs[j] * gate : 1.0f;
-        const float out = d_ys[j] * silu, y = fmaf(from.skip[j], us[j], sum);
-        dus[j] = fmaf(d, by_w, from.skip[j] * out);
-        dds[j] = fmaf(us[j], by_w, by_d) * slope;
+        const float gate = fast_sigmoid(zs[j]), y = fmaf(skip[j], us[j], sum);
+        dus[j] = fmaf(d, by_w, skip[j] * out);
+        dds[j] = fmaf(by_d, kLn2, us[j] * by_w) * slope;
         dzs[j] = d_ys[j] * y * gate * fmaf(zs[j], 1.0f - gate, 1.0f);
         d_skip[j] = fmaf(out, us[j], d_skip[j]), d_bias[j] += dds[j];
       }

@@ -188,6 +188,9 @@ struct NextCell {
       before = __ldg(steps.segment + (step - 1) * steps.segment_stride);
     }
   }
+  __device__ __forceinline__ int32_t cell(const Steps& steps) const {
+    return uint64_t(found) < uint64_t(steps.length) ? int32_t(found) : 0;
+  }
   template <int T>
   __device__ __forceinline__ void put(const Steps& steps, Cells<T>& to, int thread) const {
     const int64_t in_range = uint64_t(found) < uint64_t(steps.length) ? found : 0;

@@ -26,28 +26,27 @@ __device__ __forceinline__ void add_threads(float* scratch, const float (&d_skip
   __syncthreads();
 }
 
-// Half a window's d_B and d_C, from all warps, to (or added to) the chunk's sums: a thread has one number of 8 steps.
-template <bool EXACT>
+// Some steps' d_B and d_C, from all warps, to (or added to) the chunk's sums: a thread has four states of a step.
+template <bool WHOLE, bool EXACT>
 __device__ __forceinline__ void add_warps(const BackwardMemory& m, int begin, int steps, int states, bool adds,
-                                          float* sums, int64_t by_cell) {
-  constexpr int each = 32 / kWarps;
-  const int v = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (v % 16 >= states) return;
-  float before[each];
+                                          float* sums, uint32_t by_cell) {
+  const int v = threadIdx.x % 8 * 4, k = threadIdx.x / 8, left = states - v % 16;
+  static_assert(kBackThreads / 8 == kPart);
+  const bool is_there = left > 0 && begin + k < steps;
+  float* const to = sums + uint64_t(is_there ? uint32_t(m.window.cells.cell[begin + k]) : 0u) * by_cell;
+  Pack<float, 4> before{};
+  if (adds && is_there) before = load_four<WHOLE>(to, left);
+  __syncthreads();
+  float sum[4] = {0, 0, 0, 0};
 #pragma unroll
-  for (int j = 0; j < each; ++j) {
-    const int step = begin + warp + j * kWarps;
-    before[j] = adds && step < steps ? sums[m.window.cells.cell[step] * by_cell] : 0.0f;
+  for (int w = 0; w < kWarps; ++w) {
+    const float4 x = *reinterpret_cast<const float4*>(&m.by_channel[w][k][v]);
+    sum[0] += x.x, sum[1] += x.y, sum[2] += x.z, sum[3] += x.w;
   }
+  __syncthreads();
 #pragma unroll
-  for (int j = 0; j < each; ++j) {
-    const int k = warp + j * kWarps, where = v ^ (8 * (k / 2 % 4));
-    if (begin + k >= steps) continue;
-    float sum = m.by_channel[0][k][where];
-#pragma unroll
-    for (int w = 1; w < kWarps; ++w) sum += m.by_channel[w][k][where];
-    sums[m.window.cells.cell[begin + k] * by_cell] = before[j] + (EXACT ? sum : sum * (kCut * kCut));
-  }
+  for (int j = 0; j < 4; ++j) sum[j] = before.lane[j] + (EXACT ? sum[j] : sum[j] * (kCut * kCut));
+  if (is_there) store_four<WHOLE>(to, pack<float>(sum), left);
 }
 
 template <class S>
@@ -66,20 +65,24 @@ __global__ void __launch_bounds__(kBackThreads, 3)
   const int64_t end = steps.count < at_piece.end ? steps.count : at_piece.end;
   const int64_t last = end > at_piece.begin ? (end - 1) / kWindow : -1, first_window = at_piece.begin / kWindow;
 
-  // This thread's column of d_B or d_C, and how far cells are apart in it.
-  const int v = threadIdx.x % 32;
-  float* const v_sums = partials.of(v < 16 ? partials.B : partials.C, row, 0, at_piece.chunk, v % 16);
-  const int64_t by_cell = partials.chunks * states;
+  // This thread's columns of d_B or d_C, and how far cells are apart in them.
+  const int v = threadIdx.x % 8 * 4;
+  float* v_sums = partials.of(v < 16 ? partials.B : partials.C, row, 0, at_piece.chunk, v % 16);
+  asm volatile("" : "+l"(v_sums));  // else made anew for every part
+  const uint32_t by_cell = uint32_t(partials.chunks * states);
 
   for (int64_t first = chunk_begin; first < chunk_end; first += kWide) {
     const bool adds = first != chunk_begin;
     const int there = int(chunk_end - first < kWide ? chunk_end - first : kWide);
-    m.window.read_parameters(a, first, there);
-    Eighths<S> computing(m);
+    m.window.template read_parameters<S>(a, is, row, first, there, at_piece.group);
+    Tiles<S> computing(m);
     float d_skip[4] = {0, 0, 0, 0}, d_bias[4] = {0, 0, 0, 0};
+    // Of [D, N]: this lane's first element, and whether the i-th of its four is there.
+    const int64_t element = (first + computing.here[0]) * states + 2 * computing.g;
     const auto is_real = [&](int i) { return computing.here[i / 2] < there && 2 * computing.g + i % 2 < states; };
-    const auto element = [&](int i) {  // of [D, N]
-      return (hidden(first) + computing.here[i / 2]) * states + 2 * computing.g + i % 2;
+    const auto after = [&](int i) { return i / 2 * 4 * states + i % 2; };
+    const auto given = [&](const nvsubq_tensor& t, int i) {
+      return read_any<float>(t, at(t, row, first + computing.here[i / 2], 2 * computing.g + i % 2));
     };
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -88,32 +91,33 @@ __global__ void __launch_bounds__(kBackThreads, 3)
       computing.d_A[i] = computing.q[i] = 0;
       if (!is_real(i)) continue;
       if (carried)
-        computing.q[i] = partials.A.sums[at_piece.number * a.width * states + element(i)];
+        computing.q[i] = partials.A.sums[at_piece.number * a.width * states + element + after(i)];
       else if (has(a.d_final_state))
-        computing.q[i] = read_any<float>(a.d_final_state, at(a.d_final_state, row, channel, n));
+        computing.q[i] = given(a.d_final_state, i);
     }
+    const float* const kept = static_cast<const float*>(a.saved) + row * borders(a.length) * a.width * states + element;
     NextCell next;
     const bool leads = threadIdx.x < kWindow;
     if (leads && last >= 0) next.ask(steps, last * kWindow + threadIdx.x);
     for (int64_t window = last; window >= first_window; --window) {
       const int64_t begin = window * kWindow;
-      const int in_window = int(end - begin < kWindow ? end - begin : kWindow), eighths = (in_window + 7) / 8;
+      const int in_window = int(end - begin < kWindow ? end - begin : kWindow), tiles = (in_window + kTile - 1) / kTile;
       if (leads) next.put(steps, m.window.cells, int(threadIdx.x));
-      float entering[4];
+      float entering[4] = {0, 0, 0, 0};
+      if (window) {
+        const float* const border = kept + (window - 1) * a.width * states;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        entering[i] = 0;
-        if (!is_real(i)) continue;
-        const int64_t border = row * borders(a.length) + window - 1, n = 2 * computing.g + i % 2;
-        if (window)
-          entering[i] = static_cast<const float*>(a.saved)[border * a.width * states + element(i)];
-        else if (has(a.initial_state))
-          entering[i] = read_any<float>(a.initial_state, at(a.initial_state, row, first + computing.here[i / 2], n));
+        for (int i = 0; i < 4; ++i)
+          if (is_real(i)) entering[i] = border[after(i)];
+      } else if (has(a.initial_state)) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (is_real(i)) entering[i] = given(a.initial_state, i);
       }
       __syncthreads();
       if (leads && window > first_window) next.ask(steps, begin - kWindow + threadIdx.x);
       {
-        const Layer<S> layer(a, is, m.window, row, hidden(first), there, at_piece.group);
+        const Layer<S> layer(a, is, m.window, there);
         if (is.whole)
           layer.template lay<true, Part::all>(in_window);
         else
@@ -122,24 +126,24 @@ __global__ void __launch_bounds__(kBackThreads, 3)
       __syncthreads();
       const bool starts = m.window.cells.any_starts();
       if (starts)
-        computing.template ahead<true>(entering, eighths);
+        computing.template ahead<true>(entering, tiles);
       else
-        computing.template ahead<false>(entering, eighths);
+        computing.template ahead<false>(entering, tiles);
       __syncwarp();
-      for (int e = eighths - 1; e >= 0; --e) {
+      if (leads && window > first_window) ask_ahead<true, true>(m.window, next.cell(steps));
+      for (int e = tiles - 1; e >= 0; --e) {
         if (starts)
           computing.template back<true>(entering, e);
         else
           computing.template back<false>(entering, e);
-        if (e % 4) continue;
-        __syncthreads();
-        // Half a window is done: its sums over the block's channels.
-        const int half_begin = e / 4 * 32;
-        add_warps<kExact<S>>(m, half_begin, in_window, int(states), adds, v_sums, by_cell);
-        __syncthreads();
+        if (kTile * e % kPart) continue;
+        if (is.whole)
+          add_warps<true, kExact<S>>(m, kTile * e, in_window, int(states), adds, v_sums, by_cell);
+        else
+          add_warps<false, kExact<S>>(m, kTile * e, in_window, int(states), adds, v_sums, by_cell);
       }
-      const Layer<S> layer(a, is, m.window, row, hidden(first), there, at_piece.group);
-      const Writer<S> writer(layer, a, row, hidden(first));
+      const Layer<S> layer(a, is, m.window, there);
+      const Writer<S> writer(layer, m);
       if (is.whole)
         writer.template write<true>(in_window, d_skip, d_bias);
       else
@@ -150,15 +154,15 @@ __global__ void __launch_bounds__(kBackThreads, 3)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (!is_real(i)) continue;
-      partials.A.sums[at_piece.number * a.width * states + element(i)] = computing.d_A[i];
+      partials.A.sums[at_piece.number * a.width * states + element + after(i)] = computing.d_A[i];
       const int64_t channel = first + computing.here[i / 2], n = 2 * computing.g + i % 2;
       if (has(a.d_initial_state) && at_piece.piece == 0)
         write_any<float>(a.d_initial_state, at(a.d_initial_state, row, channel, n), computing.q[i]);
     }
-    add_threads(&m.by_channel[0][0][0], d_skip, d_bias, partials, at_piece.number, first, there);
+    add_threads(&m.entering[0][0][0], d_skip, d_bias, partials, at_piece.number, first, there);
     if (steps.count >= at_piece.end) continue;
-    const Layer<S> layer(a, is, m.window, row, first, there, at_piece.group);
-    const Writer<S> writer(layer, a, row, first);
+    const Layer<S> layer(a, is, m.window, there);
+    const Writer<S> writer(layer, m);
     const int64_t absent = steps.count > at_piece.begin ? steps.count : at_piece.begin;
     for (int64_t k = absent + layer.first_row; k < at_piece.end; k += kAtOnce)
       writer.template clear<false>(int32_t(steps.cell(k)));

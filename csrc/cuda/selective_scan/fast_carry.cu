@@ -1,7 +1,7 @@
 // `selective_scan`, fast: where walks are cut into pieces, the states that enter each, or the cotangents that arrive at
 // its end. First every piece alone, as if nothing came before (or behind) it; then the pieces of a row one after the
 // other, where a piece lets through exp(A sum of delta) of what arrives.
-#include "window.cuh"
+#include "laying.cuh"
 
 namespace nvsubq::selective {
 namespace {
@@ -14,21 +14,17 @@ __device__ __forceinline__ void walk_window(const Window& m, const int (&here)[2
   for (int i_four = 0; i_four < fours; ++i_four) {
     const int four = FORTH ? i_four : fours - 1 - i_four;
     alignas(16) float d[2][4], in[2][4];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int at = swizzled(here[r], four);
-      const float* from = FORTH ? m.w[here[r]] : m.out[here[r]];
-      *reinterpret_cast<float4*>(d[r]) = *reinterpret_cast<const float4*>(&m.d[here[r]][at]);
-      *reinterpret_cast<float4*>(in[r]) = *reinterpret_cast<const float4*>(from + at);
-    }
+    float x[2][4];  // B or C
+    read_single(m.d + single(here[0], 0) + 4 * four, d);
+    read_paired((FORTH ? m.w : m.out) + paired(here[0], 0) + 8 * four, in);
+    read_states(&(FORTH ? m.B : m.C)[0][2 * g][0] + 4 * four * kMostFast, x);
 #pragma unroll
     for (int i_step = 0; i_step < 4; ++i_step) {
       const int j = FORTH ? i_step : 3 - i_step, step = 4 * four + j;
-      const float2 x = *reinterpret_cast<const float2*>(FORTH ? &m.B[step][2 * g] : &m.C[step][2 * g]);
       const bool stops = STARTS && (m.cells.starts[step / 32] >> (step % 32) & 1);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float decay = stops ? 0.0f : exp2_of(d[i / 2][j] * A[i]), by = i % 2 ? x.y : x.x;
+        const float decay = stops ? 0.0f : exp2_of(d[i / 2][j] * A[i]), by = x[i % 2][j];
         q[i] = FORTH ? fmaf(decay, q[i], by * in[i / 2][j]) : decay * fmaf(by, in[i / 2][j], q[i]);
       }
 #pragma unroll
@@ -38,7 +34,7 @@ __device__ __forceinline__ void walk_window(const Window& m, const int (&here)[2
 }
 
 template <class S, bool FORTH>
-__global__ void __launch_bounds__(kBackThreads)
+__global__ void __launch_bounds__(kBackThreads, 6)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                     const __grid_constant__ Chunks chunks, const __grid_constant__ Options is,
                     float* __restrict__ local, float* __restrict__ sums) {
@@ -56,9 +52,9 @@ __global__ void __launch_bounds__(kBackThreads)
   if (there <= 0) return;
   const int64_t end = steps.count < at_piece.end ? steps.count : at_piece.end;
   const int64_t last = end > at_piece.begin ? (end - 1) / kWindow : -1, first_window = at_piece.begin / kWindow;
-  m.read_parameters(a, first, there);
+  m.template read_parameters<S>(a, is, row, first, there, at_piece.group);
   __syncthreads();
-  const Layer<S> layer(a, is, m, row, first, there, at_piece.group);
+  const Layer<S> layer(a, is, m, there);
 
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
   const int here[2] = {warp * 8 + t, warp * 8 + t + 4};
@@ -78,13 +74,15 @@ __global__ void __launch_bounds__(kBackThreads)
     const int in_window = int(end - begin < kWindow ? end - begin : kWindow), fours = (in_window + 3) / 4;
     if (leads) next.put(steps, m.cells, int(threadIdx.x));
     __syncthreads();
-    if (leads && i < last - first_window) next.ask(steps, begin + (FORTH ? kWindow : -kWindow) + threadIdx.x);
+    const bool goes_on = leads && i < last - first_window;
+    if (goes_on) next.ask(steps, begin + (FORTH ? kWindow : -kWindow) + threadIdx.x);
     constexpr Part part = FORTH ? Part::forth : Part::back;
     if (is.whole)
       layer.template lay<true, part>(in_window);
     else
       layer.template lay<false, part>(in_window);
     __syncthreads();
+    if (goes_on) ask_ahead<FORTH, !FORTH>(m, next.cell(steps));
     const bool starts = m.cells.any_starts();
     cut |= starts;
     if (starts)
