@@ -13,6 +13,8 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from nvsubq.ops import dispatch
+from nvsubq.ops.autocast import autocast_off
+from nvsubq.ops.export import exported
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -98,7 +100,10 @@ class Op:
     ) -> Any:
         """Serve a call of the public function."""
         if traced():
-            y, final = self.operate(tensors, options, seq_idx, order, reverse, backend)
+            if torch.compiler.is_exporting():  # an exported program has torch's operators alone
+                y, final = exported(self.name, self.named(tensors, options), seq_idx, order, reverse)
+            else:
+                y, final = self.operate(tensors, options, seq_idx, order, reverse, backend)
             return (y, final) if return_final_state else y
         prepared = self.prepared(tensors, options, seq_idx, order, reverse, backend)
         return prepared(tensors, seq_idx, order, return_final_state)
@@ -186,13 +191,16 @@ class PlainCall:
     def __call__(
         self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None, final: bool
     ) -> Tensor | tuple[Tensor, Tensor]:
-        return self.function(
-            **self.op.named(tensors, self.options),
-            return_final_state=final,
-            seq_idx=seq_idx,
-            order=order,
-            reverse=self.reverse,
-        )
+        given = tensors[0]
+        assert given is not None  # the first is required
+        with autocast_off(given.device):
+            return self.function(
+                **self.op.named(tensors, self.options),
+                return_final_state=final,
+                seq_idx=seq_idx,
+                order=order,
+                reverse=self.reverse,
+            )
 
     def forward(
         self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None
