@@ -198,6 +198,13 @@ struct NextCell {
     const uint32_t mask = __ballot_sync(~0u, number != before);
     if (thread % 32 == 0) to.starts[thread / 32] = mask;
   }
+  // The same, without a sign: a cell that is not there is some other.
+  template <int T>
+  __device__ __forceinline__ void put_any(const Steps& steps, Cells<T>& to, int thread) const {
+    to.cell[thread] = uint64_t(found) < uint64_t(steps.length) ? int32_t(found) : 0;
+    const uint32_t mask = __ballot_sync(~0u, number != before);
+    if (thread % 32 == 0) to.starts[thread / 32] = mask;
+  }
 };
 
 }  // namespace nvsubq::selective

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(Is::threads, BLOCKS)
 
   if (threadIdx.x >= Is::computers) {
     const auto serve = [&](auto serving) {
-      serving.run(steps, begin, tiles);
+      serving.run(steps, begin, there, tiles);
       serving.clear(steps, begin, end);
     };
     if (is.whole)
@@ -91,10 +91,9 @@ int for_states(const Selective& a, cudaStream_t stream) {
     if (const int status = carry<S>(a, true, options_of(a), plan.entering, plan.sums, stream)) return status;
     entering = plan.entering;
   }
-  if (a.states <= 4) return run<S, Shape<1, 1, 4, 4, 32>, 2>(a, entering, stream);
-  if (a.states > 16) return run<S, Shape<16, 1, 4, 4, 32>, 1>(a, entering, stream);
-  if (a.length > 1024) return run<S, Shape<4, 1, 4, 8, 64>, 2>(a, entering, stream);
-  return run<S, Shape<4, 2, 2, 4, 32>, 4>(a, entering, stream);
+  if (a.states <= 4) return run<S, Shape<1, 4, 1, 4, 4, 32>, 2>(a, entering, stream);
+  if (a.states > 16) return run<S, Shape<16, 4, 1, 4, 4, 32>, 1>(a, entering, stream);
+  return run<S, Shape<2, 8, 2, 4, 4, 32>, 3>(a, entering, stream);
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace nvsubq::selective {
 // A warp that computes: its lanes hold the states, P of each of R channels.
 template <class S, class Is>
 struct Computing {
-  static constexpr int P = Is::P, R = Is::R, T = Is::T;
+  static constexpr int P = Is::P, Q = Is::Q, R = Is::R, T = Is::T;
   typename Is::Memory& m;
   const Selective& a;
   int lane, here[R], first_state;  // channels in the block
@@ -19,10 +19,10 @@ struct Computing {
 
   __device__ __forceinline__ Computing(typename Is::Memory& memory, const Selective& args, int64_t at_row,
                                        int64_t first, int run, const float* entering)
-      : m(memory), a(args), lane(threadIdx.x % 32), first_state(lane % 4 * P), row(at_row) {
+      : m(memory), a(args), lane(threadIdx.x % 32), first_state(lane % Q * P), row(at_row) {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      here[r] = int(threadIdx.x / 32) * R * 8 + r * 8 + lane / 4;
+      here[r] = (int(threadIdx.x / 32) * R + r) * Is::each_warp + lane / Q;
       there[r] = here[r] < run;
       channel[r] = first + (there[r] ? here[r] : 0);
 #pragma unroll
@@ -50,11 +50,11 @@ struct Computing {
     }
   }
 
-  // Steps from `from` on of a tile.
+  // Steps from `from` on of a tile. What a lane has of y is added up over the lanes of its channel, 16 steps at once.
   template <bool STARTS>
   __device__ __forceinline__ void run(int buffer, int slot, int from, int steps) {
+    constexpr int W = Is::W, G = Is::G;
     const float *B = m.B[buffer], *C = m.C[buffer];
-    const int g = lane / 4, t = lane % 4;
 #pragma unroll 1
     for (int sixteen = from; sixteen < from + steps; sixteen += 16) {
       const uint32_t starts = STARTS ? m.cells[slot].starts[sixteen / 32] >> (sixteen % 32) : 0;
@@ -64,53 +64,56 @@ struct Computing {
 #pragma unroll(P > 4 ? 1 : 4)
       for (int four = 0; four < 4; ++four) {
         const int k = sixteen / 4 + four;
-        alignas(16) float ds[R][4], ws[R][4], y[R][4], b[4], c[4];
+        alignas(16) float ds[R][4], ws[R][4], y[R][4];
 #pragma unroll
         for (int r = 0; r < R; ++r) {
           const int at = swizzled(here[r], k);
           *reinterpret_cast<float4*>(ds[r]) = *reinterpret_cast<const float4*>(&m.d[buffer][here[r]][at]);
           *reinterpret_cast<float4*>(ws[r]) = *reinterpret_cast<const float4*>(&m.w[buffer][here[r]][at]);
         }
-        if constexpr (P == 1) {
-          const int at = first_state * T + swizzled(first_state, k);
-          *reinterpret_cast<float4*>(b) = *reinterpret_cast<const float4*>(B + at);
-          *reinterpret_cast<float4*>(c) = *reinterpret_cast<const float4*>(C + at);
-        }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          alignas(16) float bs[P], cs[P];
-          if constexpr (P == 1) {
-            bs[0] = b[j], cs[0] = c[j];
-          } else {
-            const int at = (4 * k + j) * Is::states + first_state;
-            constexpr int V = P < 4 ? P : 4;
+        for (int j_group = 0; j_group < 4; j_group += G) {
+          alignas(16) float b[P / W][4], c[P / W][4];
 #pragma unroll
-            for (int p = 0; p < P; p += V) {
-              *reinterpret_cast<Pack<float, V>*>(bs + p) = load_pack<float, V>(B + at + p);
-              *reinterpret_cast<Pack<float, V>*>(cs + p) = load_pack<float, V>(C + at + p);
-            }
+          for (int p = 0; p < P / W; ++p) {
+            const int at = Is::pack_at((4 * k + j_group) / G, first_state / W + p);
+            *reinterpret_cast<float4*>(b[p]) = *reinterpret_cast<const float4*>(B + at);
+            *reinterpret_cast<float4*>(c[p]) = *reinterpret_cast<const float4*>(C + at);
           }
 #pragma unroll
-          for (int r = 0; r < R; ++r) {
+          for (int i = 0; i < G * R; ++i) {
+            const int j = j_group + i / R, r = i % R;
             float out = 0;
 #pragma unroll
             for (int p = 0; p < P; ++p) {
+              const int at = (j - j_group) * W + p % W;
               float decay = exp2_of(ds[r][j] * A[r][p]);
               if (STARTS && starts >> (4 * four + j) & 1) decay = 0;
-              h[r][p] = fmaf(decay, h[r][p], bs[p] * ws[r][j]);
-              out = p ? fmaf(cs[p], h[r][p], out) : cs[p] * h[r][p];
+              h[r][p] = fmaf(decay, h[r][p], b[p / W][at] * ws[r][j]);
+              out = p ? fmaf(c[p / W][at], h[r][p], out) : c[p / W][at] * h[r][p];
             }
             y[r][j] = out;
           }
         }
 #pragma unroll
-        for (int r = 0; r < R; ++r) add_quads<kExact<S>>(sum[r], y[r], four, g);
+        for (int r = 0; r < R; ++r) add_quads<kExact<S>>(sum[r], y[r], four, lane / 4);
       }
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        float* to = m.y[buffer][here[r]] + swizzled(here[r], sixteen / 4 + t);
-        *reinterpret_cast<float4*>(to) = make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
-      }
+      for (int r = 0; r < R; ++r) put_sums(sum[r], m.y[buffer][here[r]] + swizzled(here[r], sixteen / 4 + lane % 4));
+    }
+  }
+
+  // Four steps' sums over a quad; of those of two quads that share a channel, each adds up and writes two steps.
+  __device__ __forceinline__ void put_sums(const float (&sum)[4], float* to) const {
+    if constexpr (Q == 4) {
+      *reinterpret_cast<float4*>(to) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    } else {
+      const bool odd = lane & 4;
+      float two[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        two[i] = (odd ? sum[i + 2] : sum[i]) + __shfl_xor_sync(~0u, odd ? sum[i] : sum[i + 2], 4);
+      *reinterpret_cast<float2*>(to + (odd ? 2 : 0)) = make_float2(two[0], two[1]);
     }
   }
 

@@ -6,99 +6,130 @@
 
 namespace nvsubq::selective {
 
-// A warp that serves: its lanes hold four channels each.
+// A thread that serves. It has four channels, of each tile `each` steps in runs of neighbours, and four states of B or
+// of C.
 template <class S, class Is, bool WHOLE>
 struct Serving {
-  static constexpr int P = Is::P, T = Is::T;
+  static constexpr int T = Is::T, V = Is::V, G = Is::G;
+  static constexpr float cut = kExact<S> ? 1.0f : kCut;  // sums are too small by this
   typename Is::Memory& m;
   const Selective& a;
   const Options& is;
-  int thread, four, first_row, valid, place[4];  // place: of the four channels at `first_row`, swizzled
-  int n, state_row, states_left;                 // four states, from n on
-  Pack<S, 4> Bs[Is::state_each], Cs[Is::state_each];
-  Row<const S> u, delta, z, B, C;
+  int thread, four, first_row, valid, place[4];  // place: of the four channels at the first step, swizzled
+  bool second;                                   // C, not B
+  int n, group, states_left;                     // four states, from n on, of G steps
+  Row<const S> u, delta, z, states;
   Row<S> y;
-  float bias[4], skip[4];
-  Pack<S, 4> us[Is::each], deltas[Is::each];
+  Pack<S, 4> packs[Is::packed][G], us[Is::each], deltas[Is::each];
   Pack<S, 4> us_again[Is::each], zs[Is::each];  // of the tile that is written next
 
   __device__ __forceinline__ Serving(typename Is::Memory& memory, const Selective& args, const Options& options,
-                                     int64_t row, int64_t first, int run, int64_t group)
+                                     int64_t row, int64_t first, int run, int64_t of_group)
       : m(memory), a(args), is(options), thread(int(threadIdx.x) - Is::computers), four(thread % Is::fours),
-        first_row(thread / Is::fours), valid(run - 4 * four), n(thread % Is::state_fours * 4),
-        state_row(thread / Is::state_fours), states_left(int(args.states) - n),
+        first_row(thread / Is::fours), valid(run - 4 * four), second(thread >= Is::halves),
         u(args.u, row, first + (valid > 0 ? 4 * four : 0)), delta(args.delta, row, first + (valid > 0 ? 4 * four : 0)),
         z(options.gated ? args.z : args.u, row, first + (valid > 0 ? 4 * four : 0)),
-        B(args.B, row, group * args.B.stride[2] + (states_left > 0 ? n : 0)),
-        C(args.C, row, group * args.C.stride[2] + (states_left > 0 ? n : 0)),
-        y(args.y, row, first + (valid > 0 ? 4 * four : 0)) {
+        states(args.B, row, of_group * args.B.stride[2]), y(args.y, row, first + (valid > 0 ? 4 * four : 0)) {
     valid = valid < 0 ? 0 : valid > 4 ? 4 : valid;
+    // With one state on a lane, neighbouring threads have neighbouring groups of steps: other banks.
+    const int here = thread % Is::halves;
+    n = 4 * (Is::P == 1 ? here / Is::state_rows : here % Is::state_fours);
+    group = Is::P == 1 ? here % Is::state_rows : here / Is::state_fours;
+    states_left = int(args.states) - n;
+    if (second) states = Row<const S>(args.C, row, of_group * args.C.stride[2]);
+    if (states_left > 0) states.data += n * int(sizeof(S));
+    // Else each access adds a pointer from the constant bank to its offset again.
+    for (char** data : {&u.data, &delta.data, &z.data, &states.data, &y.data}) asm volatile("" : "+l"(*data));
     const float zeros[4] = {0, 0, 0, 0};
 #pragma unroll
-    for (int i = 0; i < Is::state_each; ++i) Bs[i] = Cs[i] = pack<S>(zeros);
+    for (int i = 0; i < Is::packed * G; ++i) packs[i / G][i % G] = pack<S>(zeros);
+    const int step = first_row * V;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int64_t channel = first + 4 * four + j;
-      bias[j] = has(a.delta_bias) && j < valid ? read_any<float>(a.delta_bias, channel * a.delta_bias.stride[0]) : 0.0f;
-      skip[j] = has(a.D) && j < valid ? read_any<float>(a.D, channel * a.D.stride[0]) : 0.0f;
-      place[j] = (4 * four + j) * T + swizzle(4 * four + j, first_row);
+    for (int j = 0; j < 4; ++j) place[j] = (4 * four + j) * T + swizzle(4 * four + j, step);
+    for (int c = thread; c < Is::channels; c += Is::servers) {
+      const auto read = [&](const nvsubq_tensor& t) {
+        return has(t) && c < run ? read_any<float>(t, (first + c) * t.stride[0]) : 0.0f;
+      };
+      m.bias[c] = read(a.delta_bias), m.skip[c] = read(a.D) / cut;
     }
   }
-  // Step first_row + i Is::rows: the rows are a power of two, a multiple of 4, so that the swizzle is a xor.
-  __device__ __forceinline__ int at(int j, int i) const { return place[j] ^ (i * Is::rows); }
-  __device__ __forceinline__ int32_t cell(int slot, int i) const {
-    return m.cells[slot].cell[first_row + i * Is::rows];
+  // The first step of run i, and where it is in channel j's row: a xor, as rows of runs are a power of two.
+  __device__ __forceinline__ int step(int i) const { return (first_row + i * Is::rows) * V; }
+  __device__ __forceinline__ int at(int j, int i) const { return place[j] ^ (i * Is::rows * V); }
+  __device__ __forceinline__ Pack<int32_t, V> cells(int slot, int i) const {
+    return load_pack<int32_t, V>(m.cells[slot].cell + step(i));
+  }
+  __device__ __forceinline__ void four_of(const float* from, float (&to)[4]) const {
+    *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(from + 4 * four);
+  }
+  __device__ __forceinline__ int group_of(int i) const { return group + i * Is::state_rows; }
+  __device__ __forceinline__ bool has_group(int i) const {
+    return Is::groups % Is::state_rows == 0 || group_of(i) < Is::groups;
   }
 
-  // In place of a cell that is not there another is read, and has no weight.
   __device__ __forceinline__ void load(int slot) {
 #pragma unroll
-    for (int i = 0; i < Is::each; ++i) {
-      const int32_t from = some_cell(cell(slot, i));
-      us[i] = load_four<WHOLE>(u.at(from), valid);
-      deltas[i] = load_four<WHOLE>(delta.at(from), valid);
+    for (int i = 0; i < Is::runs; ++i) {
+      const auto from = cells(slot, i);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        us[i * V + v] = load_four<WHOLE>(u.at(from.lane[v]), valid);
+        deltas[i * V + v] = load_four<WHOLE>(delta.at(from.lane[v]), valid);
+      }
     }
     if (states_left <= 0) return;
 #pragma unroll
-    for (int i = 0; i < Is::state_each; ++i) {
-      const int t = state_row + i * Is::state_rows;
-      if (Is::state_rows > T && t >= T) continue;
-      const int32_t from = some_cell(m.cells[slot].cell[t]);
-      Bs[i] = load_four<WHOLE>(B.at(from), states_left);
-      Cs[i] = load_four<WHOLE>(C.at(from), states_left);
+    for (int i = 0; i < Is::packed; ++i) {
+      if (!has_group(i)) continue;
+      const auto from = load_pack<int32_t, G>(m.cells[slot].cell + group_of(i) * G);
+#pragma unroll
+      for (int k = 0; k < G; ++k) packs[i][k] = load_four<WHOLE>(states.at(from.lane[k]), states_left);
     }
   }
 
-  __device__ __forceinline__ void stage(int slot, int buffer) {
+  // `left`: steps of the tile that are there; the others have no weight.
+  __device__ __forceinline__ void stage(int buffer, int left) {
     float *d_tile = m.d[buffer][0], *w_tile = m.w[buffer][0];
+    alignas(16) float bias[4];
+    four_of(m.bias, bias);
 #pragma unroll
-    for (int i = 0; i < Is::each; ++i) {
-      const bool there = cell(slot, i) >= 0;
-      float deltas_here[4], us_here[4];
-      unpack(deltas[i], deltas_here), unpack(us[i], us_here);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float raw = deltas_here[j] + bias[j], soft = fast_softplus(raw);
-        const float d = is.soft ? soft : raw;
-        d_tile[at(j, i)] = there ? d : 0.0f;
-        w_tile[at(j, i)] = there ? d * us_here[j] : 0.0f;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < Is::state_each; ++i) {
-      const int t = state_row + i * Is::state_rows;
-      if (Is::state_rows > T && t >= T) continue;
-      alignas(16) float b[4], c[4];
-      unpack(Bs[i], b), unpack(Cs[i], c);
-      if constexpr (P == 1) {
+    for (int i = 0; i < Is::runs; ++i) {
+      if (step(i) < left) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          m.B[buffer][(n + j) * T + swizzle(n + j, t)] = b[j];
-          m.C[buffer][(n + j) * T + swizzle(n + j, t)] = c[j];
+          Pack<float, V> d, w;
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            float deltas_here[4], us_here[4];
+            unpack(deltas[i * V + v], deltas_here), unpack(us[i * V + v], us_here);
+            const float raw = deltas_here[j] + bias[j], soft = fast_softplus(raw);
+            d.lane[v] = is.soft ? soft : raw;
+            w.lane[v] = d.lane[v] * us_here[j];
+          }
+          store_pack<float, V>(d_tile + at(j, i), d), store_pack<float, V>(w_tile + at(j, i), w);
         }
-      } else {
-        *reinterpret_cast<float4*>(&m.B[buffer][t * Is::states + n]) = *reinterpret_cast<float4*>(b);
-        *reinterpret_cast<float4*>(&m.C[buffer][t * Is::states + n]) = *reinterpret_cast<float4*>(c);
+      }
+      if (left == T) continue;
+#pragma unroll 1
+      for (int v = 0; v < V; ++v) {
+        if (step(i) + v < left) continue;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) d_tile[at(j, i) + v] = w_tile[at(j, i) + v] = 0.0f;
+      }
+    }
+    float* const to = second ? m.C[buffer] : m.B[buffer];
+#pragma unroll
+    for (int i = 0; i < Is::packed; ++i) {
+      if (!has_group(i)) continue;
+      alignas(16) float x[G][4];
+#pragma unroll
+      for (int k = 0; k < G; ++k) unpack(packs[i][k], x[k]);
+#pragma unroll
+      for (int p = 0; p < 4; p += Is::W) {  // W states of G steps
+        alignas(16) float out[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) out[k] = x[k / Is::W][p + k % Is::W];
+        *reinterpret_cast<float4*>(to + Is::pack_at(group_of(i), (n + p) / Is::W)) = *reinterpret_cast<float4*>(out);
       }
     }
   }
@@ -106,26 +137,38 @@ struct Serving {
   // Asks for what `emit` reads of its tile.
   __device__ __forceinline__ void ask(int slot) {
 #pragma unroll
-    for (int i = 0; i < Is::each; ++i) {
-      const int32_t from = some_cell(cell(slot, i));
-      us_again[i] = load_four<WHOLE>(u.at(from), valid);
-      zs[i] = load_four<WHOLE>(z.at(from), valid);
+    for (int i = 0; i < Is::runs; ++i) {
+      const auto from = cells(slot, i);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        us_again[i * V + v] = load_four<WHOLE>(u.at(from.lane[v]), valid);
+        zs[i * V + v] = load_four<WHOLE>(z.at(from.lane[v]), valid);
+      }
     }
   }
-  __device__ __forceinline__ void emit(int slot, int buffer) const {
-    const float* sums = m.y[buffer][0];
+  __device__ __forceinline__ void emit(int slot, int buffer, int left) const {
+    alignas(16) float skip[4];
+    four_of(m.skip, skip);
 #pragma unroll
-    for (int i = 0; i < Is::each; ++i) {
-      float us_here[4], gates[4], out[4];
-      unpack(us_again[i], us_here), unpack(zs[i], gates);
+    for (int i = 0; i < Is::runs; ++i) {
+      if (step(i) >= left) continue;
+      float out[V][4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float sum = fmaf(skip[j], us_here[j], sums[at(j, i)] * (kExact<S> ? 1.0f : kCut));
-        const float gate = gates[j] * fast_sigmoid(gates[j]);
-        out[j] = is.gated ? sum * gate : sum;
+        const auto sums = load_pack<float, V>(m.y[buffer][0] + at(j, i));
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          float us_here[4], gates[4];
+          unpack(us_again[i * V + v], us_here), unpack(zs[i * V + v], gates);
+          const float sum = fmaf(skip[j], us_here[j], sums.lane[v]);
+          const float gate = gates[j] * reciprocal(fmaf(exp2_always(-gates[j] * kLog2e), 1 / cut, 1 / cut));
+          out[v][j] = sum * (is.gated ? gate : cut);
+        }
       }
-      const int32_t here = cell(slot, i);
-      if (here >= 0) store_four<WHOLE>(y.at(here), pack<S>(out), valid);
+      const auto here = cells(slot, i);
+#pragma unroll
+      for (int v = 0; v < V; ++v)
+        if (step(i) + v < left) store_four<WHOLE>(y.at(here.lane[v]), pack<S>(out[v]), valid);
     }
   }
   // Zeros at the cells that are not there.
@@ -136,23 +179,25 @@ struct Serving {
   }
 
   // While tile i is computed, tile i + 1 is laid out and tile i - 1 written.
-  __device__ __forceinline__ void run(const Steps& steps, int64_t begin, int tiles) {
+  __device__ __forceinline__ void run(const Steps& steps, int64_t begin, int64_t there, int tiles) {
     NextCell next;
     const bool leads = thread < T;
     for (int i = 0; i < 3 && leads; ++i) {
       next.ask(steps, begin + i * T + thread);
-      if (i < 2) next.put(steps, m.cells[i], thread);
+      if (i < 2) next.put_any(steps, m.cells[i], thread);
     }
     __syncthreads();
     if (tiles) load(0);
+    const int last_left = int(there - int64_t(tiles - 1) * T);
+    const auto left = [&](int i) { return i < tiles - 1 ? T : last_left; };
 #pragma unroll 1
     for (int i = -1; i <= tiles; ++i) {
       const int slot = (i + kRing) & (kRing - 1), buffer = i & 1;
-      if (leads) next.put(steps, m.cells[(slot + 3) & (kRing - 1)], thread);
-      if (i + 1 < tiles) stage((slot + 1) & (kRing - 1), buffer ^ 1);
+      if (leads) next.put_any(steps, m.cells[(slot + 3) & (kRing - 1)], thread);
+      if (i + 1 < tiles) stage(buffer ^ 1, left(i + 1));
       if (i + 2 < tiles) load((slot + 2) & (kRing - 1));
       if (leads) next.ask(steps, begin + int64_t(i + 4) * T + thread);
-      if (i > 0) emit((slot - 1) & (kRing - 1), buffer ^ 1);
+      if (i > 0) emit((slot - 1) & (kRing - 1), buffer ^ 1, left(i - 1));
       if (i >= 0 && i < tiles) ask(slot);
       __syncthreads();
     }
