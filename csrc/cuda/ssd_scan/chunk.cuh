@@ -1,0 +1,187 @@
+// `ssd_scan`: one chunk of one row and head: its cells, its decays, and rows of its cells from and to memory.
+#ifndef NVSUBQ_CUDA_SSD_SCAN_CHUNK_CUH
+#define NVSUBQ_CUDA_SSD_SCAN_CHUNK_CUH
+
+#include "common.cuh"
+
+namespace nvsubq::ssd {
+
+// A state that does not pass on leaves nothing, not even a NaN.
+template <class T>
+__device__ __forceinline__ T decayed(T state, T by) {
+  return by == T(0) ? T(0) : state * by;
+}
+
+// Columns of a head or group at the cells of one row. Packs of 8 may be taken at once where they are aligned.
+struct Rows8 {
+  char* data;
+  int64_t step;
+  int dtype, width;
+  bool aligned;
+
+  // `offset`: of the first column at cell 0; `step`: elements between cells.
+  __device__ Rows8(const nvsubq_tensor& t, int64_t offset, int64_t step, int64_t width)
+      : step(step), dtype(t.dtype), width(int(width)) {
+    const int bytes = t.dtype == NVSUBQ_F64 ? 8 : t.dtype == NVSUBQ_F32 ? 4 : 2;
+    data = static_cast<char*>(t.data) + offset * bytes;
+    aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && step * bytes % 16 == 0;
+  }
+
+  template <class T, class S>
+  __device__ __forceinline__ void read_as(int64_t cell, int c, T (&v)[8]) const {
+    const S* from = reinterpret_cast<const S*>(data) + cell * step + c;
+    constexpr int V = kLanes<S> < 8 ? kLanes<S> : 8;
+    if (aligned && c + 8 <= width) {
+#pragma unroll
+      for (int i = 0; i < 8; i += V) {
+        const Pack<S, V> pack = load_pack<S, V>(from + i);
+#pragma unroll
+        for (int j = 0; j < V; ++j) v[i + j] = widen<T>(pack.lane[j]);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = c + i < width ? widen<T>(from[i]) : T(0);
+  }
+  template <class T, class S>
+  __device__ __forceinline__ void write_as(int64_t cell, int c, const T (&v)[8]) const {
+    S* to = reinterpret_cast<S*>(data) + cell * step + c;
+    constexpr int V = kLanes<S> < 8 ? kLanes<S> : 8;
+    if (aligned && c + 8 <= width) {
+#pragma unroll
+      for (int i = 0; i < 8; i += V) {
+        Pack<S, V> pack;
+#pragma unroll
+        for (int j = 0; j < V; ++j) pack.lane[j] = narrow<S>(v[i + j]);
+        store_pack<S, V>(to + i, pack);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (c + i < width) to[i] = narrow<S>(v[i]);
+  }
+
+  // Columns c to c + 7 of a cell; those beyond the width, and all of a cell < 0, are zeros.
+  template <class T>
+  __device__ __forceinline__ void read(int64_t cell, int c, T (&v)[8]) const {
+    if (cell < 0) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] = T(0);
+      return;
+    }
+    switch (dtype) {
+      case NVSUBQ_BF16: return read_as<T, bf16>(cell, c, v);
+      case NVSUBQ_F16: return read_as<T, f16>(cell, c, v);
+      case NVSUBQ_F32: return read_as<T, float>(cell, c, v);
+      default: return read_as<T, double>(cell, c, v);
+    }
+  }
+  template <class T>
+  __device__ __forceinline__ void write(int64_t cell, int c, const T (&v)[8]) const {
+    switch (dtype) {
+      case NVSUBQ_BF16: return write_as<T, bf16>(cell, c, v);
+      case NVSUBQ_F16: return write_as<T, f16>(cell, c, v);
+      case NVSUBQ_F32: return write_as<T, float>(cell, c, v);
+      default: return write_as<T, double>(cell, c, v);
+    }
+  }
+};
+
+// Of [B, L, H, P], the lanes of a head from `lanes` tiles on; of [B, L, G, N], the states of a group.
+__device__ inline Rows8 rows_of(const nvsubq_tensor& t, int64_t row, int64_t head, int first, int64_t width) {
+  return Rows8(t, row * t.stride[0] + head * t.stride[2] + first, t.stride[1], width - first);
+}
+
+// f(row of a tile, first of 8 columns) for each pack of a tile, shared out among the threads.
+template <class Math, class F>
+__device__ __forceinline__ void each_pack(F f) {
+  constexpr int kPacks = Math::kSide / 8;
+#pragma unroll
+  for (int i = threadIdx.x; i < Math::kSide * kPacks; i += Math::kThreads) f(i / kPacks, i % kPacks * 8);
+}
+
+// Cells and decays of a chunk, in shared memory.
+template <class Math>
+struct alignas(16) Chunk {
+  using T = typename Math::T;
+  static constexpr int S = Math::kSide;
+
+  int64_t cell[S];      // to write to; -1 beyond the walk's end
+  int64_t there[S];     // to read from; -1 also where no cell is
+  int number[S];        // of the cell's sequence
+  int before;           // that of the state that enters
+  T delta[S], hi[S], lo[S];
+  T since[S], until[S];  // decays from the entering state, and to the leaving one
+  T whole;
+
+  __device__ void read_cells(const Call<Math>& call, int64_t row, int64_t block, int64_t chunk) {
+    const Steps steps = call.walk.steps(row, block);
+    for (int i = threadIdx.x; i < S; i += Math::kThreads) {
+      const int64_t step = chunk * S + i;
+      cell[i] = step < call.a.length ? steps.cell(step) : -1;
+      there[i] = step < steps.count ? cell[i] : -1;
+      number[i] = !steps.segment || !steps.count ? 0 : steps.number(step < steps.count ? step : steps.count - 1);
+      if (!i) before = !steps.segment || !steps.count ? 0 : steps.number(step < steps.count ? step - 1 : steps.count - 1);
+    }
+  }
+  // After `read_cells`, for a head.
+  __device__ void read_decays(const Call<Math>& call, int64_t row, int64_t head, int64_t chunk) {
+    const int64_t first = (row * call.a.heads + head) * call.plan.steps + chunk * S;
+    for (int i = threadIdx.x; i < S; i += Math::kThreads)
+      delta[i] = call.delta[first + i], hi[i] = call.hi[first + i], lo[i] = call.lo[first + i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < S; i += Math::kThreads) {
+      since[i] = number[i] == before ? exp_of(hi[i] + lo[i]) : T(0);
+      until[i] = number[i] == number[S - 1] ? exp_of((hi[S - 1] - hi[i]) + (lo[S - 1] - lo[i])) : T(0);
+      if (i == S - 1) whole = since[i];
+    }
+    __syncthreads();
+  }
+  __device__ __forceinline__ T between(int i, int j) const {
+    return j <= i && number[i] == number[j] ? exp_of((hi[i] - hi[j]) + (lo[i] - lo[j])) : T(0);
+  }
+};
+
+// A tile of rows of the chunk, each element as f(row, v) leaves its pack.
+template <class Math, class Tile, class F>
+__device__ __forceinline__ void read_tile(Tile& to, const Chunk<Math>& chunk, const Rows8& from, F f) {
+  each_pack<Math>([&](int r, int c) {
+    typename Math::T v[8];
+    from.read(chunk.there[r], c, v);
+    f(r, v);
+    to.put8(r, c, v);
+  });
+}
+template <class Math, class Tile>
+__device__ __forceinline__ void read_tile(Tile& to, const Chunk<Math>& chunk, const Rows8& from) {
+  read_tile<Math>(to, chunk, from, [](int, typename Math::T (&)[8]) {});
+}
+
+// The gradient of what the gate takes, d_y SiLU(z), of the lanes from `first` on; each row times `scale`.
+template <class Math>
+struct Cotangents {
+  using T = typename Math::T;
+  const Chunk<Math>& chunk;
+  Rows8 d_y, z;
+  bool gated;
+
+  __device__ Cotangents(const Call<Math>& call, const Chunk<Math>& chunk, int64_t row, int64_t head, int first)
+      : chunk(chunk),
+        d_y(rows_of(call.a.d_y, row, head, first, call.a.head_width)),
+        z(rows_of(call.a.z, row, head, first, call.a.head_width)),
+        gated(present(call.a.z)) {}
+
+  __device__ __forceinline__ void read(int r, int c, T (&v)[8]) const {
+    d_y.read(chunk.there[r], c, v);
+    if (!gated) return;
+    T gate[8];
+    z.read(chunk.there[r], c, gate);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] *= silu(gate[i]);
+  }
+};
+
+}  // namespace nvsubq::ssd
+
+#endif

@@ -1,0 +1,223 @@
+// `ssd_scan`, backward: what belongs to a head, chunk by chunk: the gradients of x, z and dt, and parts of those of A,
+// dt_bias and D.
+#ifndef NVSUBQ_CUDA_SSD_SCAN_RATES_CUH
+#define NVSUBQ_CUDA_SSD_SCAN_RATES_CUH
+
+#include "../launch.h"
+#include "prepare.cuh"
+#include "stage.cuh"
+
+namespace nvsubq::ssd {
+
+// Sums over a chunk's cells, in shared memory: by cell, what it takes from earlier cells and from the entering state,
+// and for a step of one what it gives to later cells, to itself, and to the leaving state.
+template <class Math>
+struct alignas(16) CellSums {
+  static constexpr int S = Math::kSide;
+  using T = typename Math::T;
+
+  double parts[Math::kThreads];
+  double taken[S], given[S];
+  T lanes[Math::kThreads], read[S], itself[S], left[S], skip[S];
+  T whole, by_step[S], by_rate[S];
+};
+
+// C and B, read anew for every tile of states, make place for the weights; the two states for the stage.
+template <class Math>
+struct RateMemory {
+  static constexpr int64_t kGiven = Math::Given::kBytes, kMade = Math::Made::kBytes, kStage = Stage<Math>::kBytes;
+  static constexpr int64_t kSums = sizeof(Chunk<Math>), kC = kSums + sizeof(CellSums<Math>), kB = kC + kGiven;
+  static constexpr int64_t kWeights = kC, kX = kC + (2 * kGiven > kMade ? 2 * kGiven : kMade), kOut = kX + kGiven;
+  static constexpr int64_t kState = kOut + Math::Fine::kBytes, kNext = kState + kMade, kBytes = kNext + kMade;
+  static_assert(kStage <= 2 * kMade, "");
+};
+
+// A block per unit, chunk and head.
+template <class Math>
+__global__ void __launch_bounds__(Math::kThreads) rates(const __grid_constant__ Call<Math> call) {
+  using T = typename Math::T;
+  using Memory = RateMemory<Math>;
+  constexpr int S = Math::kSide;
+  extern __shared__ __align__(16) char memory[];
+  auto& chunk = *reinterpret_cast<Chunk<Math>*>(memory);
+  auto& sums = *reinterpret_cast<CellSums<Math>*>(memory + Memory::kSums);
+  typename Math::Given C(memory + Memory::kC), B(memory + Memory::kB), x(memory + Memory::kX);
+  typename Math::Fine out(memory + Memory::kOut);
+  typename Math::Made weights(memory + Memory::kWeights), coarse_out(memory + Memory::kOut);
+  typename Math::Made state(memory + Memory::kState), next(memory + Memory::kNext);
+  Stage<Math> stage(memory + Memory::kState);
+
+  const Ssd& a = call.a;
+  const Plan& plan = call.plan;
+  int64_t task = blockIdx.x;
+  const int64_t head = task % a.heads, local = (task /= a.heads) % plan.segment_chunks;
+  const int64_t unit = task / plan.segment_chunks, row = (call.first_unit + unit) / plan.segments;
+  const int64_t at_chunk = (call.first_unit + unit) % plan.segments * plan.segment_chunks + local;
+  if (at_chunk >= plan.chunks) return;
+  const int64_t group = call.group(head), part = (row * plan.chunks + at_chunk) * a.heads + head;
+
+  const auto read_group = [&](int n) {
+    read_tile<Math>(C, chunk, rows_of(a.C, row, group, n * S, a.states));
+    read_tile<Math>(B, chunk, rows_of(a.B, row, group, n * S, a.states));
+  };
+  const auto read_lanes = [&](int lane) {
+    read_tile<Math>(x, chunk, rows_of(a.x, row, head, lane, a.head_width));
+    const Cotangents<Math> cotangents(call, chunk, row, head, lane);
+    each_pack<Math>([&](int r, int c) {
+      T v[8];
+      cotangents.read(r, c, v);
+      out.put8(r, c, v);
+    });
+  };
+
+  chunk.read_cells(call, row, call.block(head), at_chunk);
+  chunk.read_decays(call, row, head, at_chunk);
+  typename Math::Sum scores;
+  for (int n = 0; n < plan.state_tiles; ++n) {
+    read_group(n);
+    __syncthreads();
+    Math::template add<false, true>(scores, C, B);
+    __syncthreads();
+  }
+  scores.each([&](int i, int j, T& s) { s *= chunk.between(i, j); });
+  {
+    typename Math::Sum products;  // of cotangents and inputs
+    for (int p = 0; p < plan.lane_tiles; ++p) {
+      read_lanes(p * S);
+      __syncthreads();
+      Math::template add<false, true>(products, out, x);
+      if (p + 1 < plan.lane_tiles) __syncthreads();
+    }
+    // What passes from cell j to a later cell i. Differences of its sums by i and by j are exact but for rounding in
+    // double precision, since both are sums of the same numbers.
+    scores.with(products, [&](int i, int j, T s, T v) {
+      stage.at(i, j) = i > j ? s * v : T(0);
+      if (i == j) sums.itself[i] = s * v;
+    });
+    __syncthreads();
+    sum_lines<Math>(sums.parts, sums.taken, false,
+                    [&](int i, int j) { return double(stage.at(i, j)) * double(chunk.delta[j]); });
+    sum_lines<Math>(sums.parts, sums.given, false, [&](int j, int i) { return double(stage.at(i, j)); });
+  }
+
+  T whole = 0;  // of the entering state and the gradient of the leaving one
+  for (int p = 0; p < plan.lane_tiles; ++p) {
+    const int lane = p * S;
+    if (plan.lane_tiles > 1) {
+      read_lanes(lane);
+      __syncthreads();
+    }
+    typename Math::Sum y, d_x;
+    for (int n = 0; n < plan.state_tiles; ++n) {
+      read_group(n);
+      Math::load(state, call.states + call.tile(unit, local, head, p, n));
+      Math::load(next, call.d_states + call.tile(unit, local, head, p, n));
+      __syncthreads();
+      Math::template add<false, true>(y, C, state);
+      Math::template add<false, true>(d_x, B, next);
+#pragma unroll 4
+      for (int i = threadIdx.x; i < S * S; i += Math::kThreads) whole += state.get(i / S, i % S) * next.get(i / S, i % S);
+      __syncthreads();
+    }
+    y.each([&](int i, int, T& v) { v = decayed(v, chunk.since[i]); });
+    d_x.each([&](int j, int, T& v) { v = decayed(v, chunk.until[j]); });
+    stage.put(y);
+    __syncthreads();
+    sum_lines<Math>(sums.lanes, sums.read, p > 0, [&](int i, int k) { return stage.at(i, k) * out.get(i, k); });
+    stage.put(d_x);
+    __syncthreads();
+    sum_lines<Math>(sums.lanes, sums.left, p > 0, [&](int j, int k) { return stage.at(j, k) * x.get(j, k); });
+
+    if (present(a.z)) {
+      scores.put(weights, [&](int, int j, T s) { return s * chunk.delta[j]; });
+      __syncthreads();
+      Math::template add<false, false>(y, weights, x);
+      stage.put(y);
+      __syncthreads();
+      const Rows8 to = rows_of(a.d_z, row, head, lane, a.head_width), z = rows_of(a.z, row, head, lane, a.head_width);
+      const Rows8 d_y = rows_of(a.d_y, row, head, lane, a.head_width);
+      each_pack<Math>([&](int r, int c) {
+        if (chunk.cell[r] < 0 || lane + c >= a.head_width) return;
+        T v[8], gate[8], from[8];
+        stage.take8(r, c, v);
+        z.read(chunk.there[r], c, gate);
+        d_y.read(chunk.there[r], c, from);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+          if (present(a.D) && lane + c + k < a.head_width)
+            v[k] += read_any<T>(a.D, at(a.D, head, lane + c + k)) * x.get(r, c + k);
+          v[k] *= from[k] * silu_slope(gate[k]);
+        }
+        to.write(chunk.cell[r], c, v);
+      });
+    }
+
+    scores.put(weights, [](int, int, T s) { return s; });
+    __syncthreads();
+    Math::template add<true, false>(d_x, weights, coarse_out);
+    stage.put(d_x);
+    __syncthreads();
+    const Rows8 to = rows_of(a.d_x, row, head, lane, a.head_width);
+    each_pack<Math>([&](int r, int c) {
+      if (chunk.cell[r] < 0 || lane + c >= a.head_width) return;
+      T v[8];
+      stage.take8(r, c, v);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        v[k] *= chunk.delta[r];
+        if (present(a.D) && lane + c + k < a.head_width)
+          v[k] += read_any<T>(a.D, at(a.D, head, lane + c + k)) * out.get(r, c + k);
+      }
+      to.write(chunk.cell[r], c, v);
+    });
+    if (present(a.d_D)) {
+      sum_lines<Math>(sums.lanes, sums.skip, false, [&](int k, int i) { return x.get(i, k) * out.get(i, k); });
+      for (int k = threadIdx.x; k < S && lane + k < a.head_width; k += Math::kThreads)
+        call.by_skip[part * a.head_width + lane + k] = sums.skip[k];
+    }
+    __syncthreads();
+  }
+
+  sums.lanes[threadIdx.x] = whole;
+  __syncthreads();
+  if (!threadIdx.x) {
+    T all = 0;
+    for (int i = 0; i < Math::kThreads; ++i) all += sums.lanes[i];
+    sums.whole = decayed(all, chunk.whole);
+  }
+  __syncthreads();
+  // Of a cell's Δ A: all that passes over the cell, to it or a later one from an earlier one.
+  for (int t = threadIdx.x; t < S; t += Math::kThreads) {
+    double over = sums.whole;
+    for (int k = 0; k < S; ++k)
+      over += k < t ? double(sums.left[k]) * chunk.delta[k]
+                    : sums.taken[k] - sums.given[k] * chunk.delta[k] + double(sums.read[k]);
+    const int64_t cell = chunk.there[t];
+    T d_raw = 0, d_rate = 0;
+    if (cell >= 0) {
+      const T rate = read_any<T>(a.A, head * a.A.stride[0]);
+      const T slope = Step<T>(a, raw_step<T>(a, row, cell, head)).slope;
+      d_raw = slope * (rate * T(over) + (T(sums.given[t]) + sums.itself[t] + sums.left[t]));
+      d_rate = chunk.delta[t] * T(over);
+    }
+    if (chunk.cell[t] >= 0) write_any<T>(a.d_dt, at(a.d_dt, row, chunk.cell[t], head), d_raw);
+    sums.by_step[t] = d_raw, sums.by_rate[t] = d_rate;
+  }
+  __syncthreads();
+  if (!threadIdx.x) {
+    T by_rate = 0, by_bias = 0;
+    for (int t = 0; t < S; ++t) by_rate += sums.by_rate[t], by_bias += sums.by_step[t];
+    call.by_rate[part] = by_rate, call.by_bias[part] = by_bias;
+  }
+}
+
+template <class Math>
+int rates_of(const Call<Math>& call, int64_t units, cudaStream_t stream) {
+  const int64_t blocks = units * call.plan.segment_chunks * call.a.heads;
+  return launch("ssd_scan's gradients of a head", rates<Math>, dim3(unsigned(blocks)), dim3(Math::kThreads),
+                RateMemory<Math>::kBytes, stream, call);
+}
+
+}  // namespace nvsubq::ssd
+
+#endif

@@ -1,0 +1,106 @@
+// `ssd_scan`, backward: the gradients of B and C, which the heads of a group share.
+#ifndef NVSUBQ_CUDA_SSD_SCAN_SHARES_CUH
+#define NVSUBQ_CUDA_SSD_SCAN_SHARES_CUH
+
+#include "../launch.h"
+#include "stage.cuh"
+
+namespace nvsubq::ssd {
+
+// At the end the inputs' memory takes B and C, that of the cotangents the weights, that of the states the stage.
+template <class Math>
+struct ShareMemory {
+  static constexpr int64_t kGiven = Math::Given::kBytes, kMade = Math::Made::kBytes, kStage = Stage<Math>::kBytes;
+  static constexpr int64_t kX = sizeof(Chunk<Math>), kOut = kX + kGiven, kState = kOut + kMade;
+  static constexpr int64_t kNext = kState + kMade, kBytes = kNext + kMade;
+  static_assert(kStage <= 2 * kMade, "");
+};
+
+// A block per unit, chunk, group and tile of states: the group's heads one after the other.
+template <class Math>
+__global__ void __launch_bounds__(Math::kThreads, Math::kLeast) shares(const __grid_constant__ Call<Math> call) {
+  using T = typename Math::T;
+  using Memory = ShareMemory<Math>;
+  extern __shared__ __align__(16) char memory[];
+  auto& chunk = *reinterpret_cast<Chunk<Math>*>(memory);
+  typename Math::Given x(memory + Memory::kX);
+  typename Math::Made out(memory + Memory::kOut), state(memory + Memory::kState), next(memory + Memory::kNext);
+  Stage<Math> stage(memory + Memory::kState);
+
+  const Ssd& a = call.a;
+  const Plan& plan = call.plan;
+  int64_t task = blockIdx.x;
+  const int n = int(task % plan.state_tiles);
+  const int64_t group = (task /= plan.state_tiles) % a.groups, local = (task /= a.groups) % plan.segment_chunks;
+  const int64_t unit = task / plan.segment_chunks, row = (call.first_unit + unit) / plan.segments;
+  const int64_t at_chunk = (call.first_unit + unit) % plan.segments * plan.segment_chunks + local;
+  if (at_chunk >= plan.chunks) return;
+  const int64_t heads = a.heads / a.groups;
+
+  chunk.read_cells(call, row, call.block(group * heads), at_chunk);
+  typename Math::Sum d_C, d_B, weights;
+  for (int64_t head = group * heads; head < (group + 1) * heads; ++head) {
+    __syncthreads();
+    chunk.read_decays(call, row, head, at_chunk);
+    typename Math::Sum between;
+    for (int p = 0; p < plan.lane_tiles; ++p) {
+      const int lane = p * Math::kSide;
+      __syncthreads();
+      read_tile<Math>(x, chunk, rows_of(a.x, row, head, lane, a.head_width));
+      const Cotangents<Math> cotangents(call, chunk, row, head, lane);
+      each_pack<Math>([&](int r, int c) {
+        T v[8];
+        cotangents.read(r, c, v);
+        out.put8(r, c, v);
+      });
+      Math::load(state, call.states + call.tile(unit, local, head, p, n));
+      Math::load(next, call.d_states + call.tile(unit, local, head, p, n));
+      __syncthreads();
+      Math::template add<false, true>(between, out, x);
+      {
+        typename Math::Sum read;
+        Math::template add<false, false>(read, out, state);
+        d_C.with(read, [&](int i, int, T& to, T v) { to += decayed(v, chunk.since[i]); });
+      }
+      typename Math::Sum given;
+      Math::template add<false, false>(given, x, next);
+      d_B.with(given, [&](int j, int, T& to, T v) { to += decayed(v, chunk.until[j] * chunk.delta[j]); });
+    }
+    weights.with(between, [&](int i, int j, T& to, T v) { to += v * (chunk.between(i, j) * chunk.delta[j]); });
+  }
+
+  __syncthreads();
+  weights.put(out, [](int, int, T v) { return v; });
+  typename Math::Given& matrix = x;
+  const auto write = [&](typename Math::Sum& sum, const nvsubq_tensor& to) {
+    stage.put(sum);
+    __syncthreads();
+    const Rows8 rows = rows_of(to, row, group, n * Math::kSide, a.states);
+    each_pack<Math>([&](int r, int c) {
+      if (chunk.cell[r] < 0 || n * Math::kSide + c >= a.states) return;
+      T v[8];
+      stage.take8(r, c, v);
+      rows.write(chunk.cell[r], c, v);
+    });
+  };
+  read_tile<Math>(matrix, chunk, rows_of(a.B, row, group, n * Math::kSide, a.states));
+  __syncthreads();
+  Math::template add<false, false>(d_C, out, matrix);
+  write(d_C, a.d_C);
+  __syncthreads();
+  read_tile<Math>(matrix, chunk, rows_of(a.C, row, group, n * Math::kSide, a.states));
+  __syncthreads();
+  Math::template add<true, false>(d_B, out, matrix);
+  write(d_B, a.d_B);
+}
+
+template <class Math>
+int shares_of(const Call<Math>& call, int64_t units, cudaStream_t stream) {
+  const int64_t blocks = units * call.plan.segment_chunks * call.a.groups * call.plan.state_tiles;
+  return launch("ssd_scan's gradients of a group", shares<Math>, dim3(unsigned(blocks)), dim3(Math::kThreads),
+                ShareMemory<Math>::kBytes, stream, call);
+}
+
+}  // namespace nvsubq::ssd
+
+#endif
