@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from nvsubq.ops import dispatch
+from nvsubq.ops.autocast import autocast_off
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -186,13 +187,16 @@ class PlainCall:
     def __call__(
         self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None, final: bool
     ) -> Tensor | tuple[Tensor, Tensor]:
-        return self.function(
-            **self.op.named(tensors, self.options),
-            return_final_state=final,
-            seq_idx=seq_idx,
-            order=order,
-            reverse=self.reverse,
-        )
+        given = tensors[0]
+        assert given is not None  # the first is required
+        with autocast_off(given.device):
+            return self.function(
+                **self.op.named(tensors, self.options),
+                return_final_state=final,
+                seq_idx=seq_idx,
+                order=order,
+                reverse=self.reverse,
+            )
 
     def forward(
         self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None

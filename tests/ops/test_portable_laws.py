@@ -186,3 +186,13 @@ def test_there_are_at_most_a_sixteenth_as_many_blocks_as_cells(length: int, widt
     assert tiling.blocks <= max(1, length // 16)
     assert sum(cells.stop - cells.start for cells in tiling.cell_blocks()) == length
     assert sum(rows.stop - rows.start for rows in tiling.row_tiles()) == 4
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("case", WALKED, ids=str)
+def test_autocast_does_not_reach_inside(case: Case, backend: str) -> None:
+    expected = outcome(case, backend, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outcome(case, backend, torch.float32)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), f"{case}, {name}"

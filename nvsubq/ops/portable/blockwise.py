@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nvsubq.ops.autocast import backward_without_autocast
 from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.portable.recurrence import Tiling
 
@@ -63,6 +64,7 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @backward_without_autocast
     def backward(ctx, d_outputs: Tensor, d_final: Any):  # type: ignore[override]
         run, tiling = ctx.run, ctx.run.tiling
         borders, tensors = ctx.saved_tensors[: tiling.blocks], ctx.saved_tensors[tiling.blocks :]

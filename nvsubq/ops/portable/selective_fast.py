@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nvsubq.ops.autocast import backward_without_autocast
 from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.portable.recurrence import adjoint_, first_cell
 from nvsubq.ops.portable.selective_tensors import Tensors
@@ -57,6 +58,7 @@ class FastScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @backward_without_autocast
     def backward(ctx, d_y: Tensor, d_final: Tensor):  # type: ignore[override]
         borders, *tensors = ctx.saved_tensors
         inputs = Inputs(ctx.options, Tensors(*tensors))
