@@ -19,7 +19,7 @@ constexpr int64_t kCarryBytes = sizeof(Chunk<Math>) + Math::Made::kBytes + Math:
 
 // A block per unit, head and tile of its state, as [lanes][states].
 template <class Math, Way kWay, Pass kPass>
-__global__ void __launch_bounds__(Math::kThreads) carry(const __grid_constant__ Call<Math> call) {
+__global__ void __launch_bounds__(Math::kThreads, Math::kCarries) carry(const __grid_constant__ Call<Math> call) {
   using T = typename Math::T;
   constexpr bool kForward = kWay == Way::forward;
   extern __shared__ __align__(16) char memory[];
@@ -69,23 +69,19 @@ __global__ void __launch_bounds__(Math::kThreads) carry(const __grid_constant__ 
     __syncthreads();
     chunk.read_cells(call, row, call.block(head), first + local);
     chunk.read_decays(call, row, head, first + local);
-    if (kForward) {
-      read_tile<Math>(rows, chunk, x, [&](int r, T(&v)[8]) {
-        const T scale = chunk.until[r] * chunk.delta[r];
-#pragma unroll
-        for (int k = 0; k < 8; ++k) v[k] *= scale;
-      });
-    } else {
-      const Cotangents<Math> cotangents(call, chunk, row, head, lane);
-      each_pack<Math>([&](int r, int c) {
-        T v[8];
-        cotangents.read(r, c, v);
-#pragma unroll
-        for (int k = 0; k < 8; ++k) v[k] *= chunk.since[r];
-        rows.put8(r, c, v);
-      });
-    }
     read_tile<Math>(matrix, chunk, group);
+    Packs<Math> packs;
+    if (kForward)
+      packs.read(x, chunk.there);
+    else
+      read_cotangents(packs, call, chunk, row, head, lane);
+    packs.each([&](int r, int c, T(&v)[8]) {
+      const T scale = kForward ? chunk.until[r] * chunk.delta[r] : chunk.since[r];
+#pragma unroll
+      for (int k = 0; k < 8; ++k) v[k] *= scale;
+      rows.put8(r, c, v);
+    });
+    Math::wait_tiles();
     __syncthreads();
     const T whole = chunk.whole;
     sum.each([&](int, int, T& v) { v = decayed(v, whole); });
@@ -120,13 +116,23 @@ __global__ void __launch_bounds__(kJoinThreads) join(const __grid_constant__ Cal
   const int64_t borders = call.plan.segments - 1;
   T* const memory = (kWay == Way::forward ? call.borders : call.d_borders) + row * borders * numbers + number;
   const T* const spans = call.spans + row * call.plan.segments * a.heads + head;
+  constexpr int kAhead = 8;  // borders whose reads are under way at once
   T state = 0;
-#pragma unroll 8
-  for (int64_t i = 0; i < borders; ++i) {
-    const int64_t border = kWay == Way::forward ? i : borders - 1 - i;
-    const int64_t segment = kWay == Way::forward ? border : border + 1;
-    state = i ? memory[border * numbers] + decayed(state, spans[segment * a.heads]) : memory[border * numbers];
-    memory[border * numbers] = state;
+  for (int64_t first = 0; first < borders; first += kAhead) {
+    T added[kAhead], span[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int64_t i = first + k < borders ? first + k : borders - 1;
+      const int64_t border = kWay == Way::forward ? i : borders - 1 - i;
+      added[k] = memory[border * numbers];
+      span[k] = spans[(kWay == Way::forward ? border : border + 1) * a.heads];
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (first + k >= borders) break;
+      state = first + k ? added[k] + decayed(state, span[k]) : added[k];
+      memory[(kWay == Way::forward ? first + k : borders - 1 - first - k) * numbers] = state;
+    }
   }
 }
 

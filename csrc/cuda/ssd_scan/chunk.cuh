@@ -12,7 +12,7 @@ __device__ __forceinline__ T decayed(T state, T by) {
   return by == T(0) ? T(0) : state * by;
 }
 
-// Columns of a head or group at the cells of one row. Packs of 8 may be taken at once where they are aligned.
+// Columns of a head or group at the cells of one row, to be taken in packs of 8.
 struct Rows8 {
   char* data;
   int64_t step;
@@ -24,30 +24,34 @@ struct Rows8 {
       : step(step), dtype(t.dtype), width(int(width)) {
     const int bytes = t.dtype == NVSUBQ_F64 ? 8 : t.dtype == NVSUBQ_F32 ? 4 : 2;
     data = static_cast<char*>(t.data) + offset * bytes;
-    aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && step * bytes % 16 == 0;
+    aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && step * bytes % 16 == 0 && width % 8 == 0;
   }
 
+  // Columns c to c + 7 of a cell; those beyond the width, and all of a cell < 0, are zeros. In packs where `aligned`:
+  // then a pack is whole or beyond the width.
   template <class T, class S>
-  __device__ __forceinline__ void read_as(int64_t cell, int c, T (&v)[8]) const {
+  __device__ __forceinline__ void read_pack(int64_t cell, int c, T (&v)[8]) const {
     const S* from = reinterpret_cast<const S*>(data) + cell * step + c;
     constexpr int V = kLanes<S> < 8 ? kLanes<S> : 8;
-    if (aligned && c + 8 <= width) {
 #pragma unroll
-      for (int i = 0; i < 8; i += V) {
-        const Pack<S, V> pack = load_pack<S, V>(from + i);
+    for (int i = 0; i < 8; i += V) {
+      Pack<S, V> pack = {};
+      if (cell >= 0 && c < width) pack = load_pack<S, V>(from + i);
 #pragma unroll
-        for (int j = 0; j < V; ++j) v[i + j] = widen<T>(pack.lane[j]);
-      }
-      return;
+      for (int j = 0; j < V; ++j) v[i + j] = widen<T>(pack.lane[j]);
     }
+  }
+  template <class T, class S>
+  __device__ __forceinline__ void read_single(int64_t cell, int c, T (&v)[8]) const {
+    const S* from = reinterpret_cast<const S*>(data) + cell * step + c;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = c + i < width ? widen<T>(from[i]) : T(0);
+    for (int i = 0; i < 8; ++i) v[i] = cell >= 0 && c + i < width ? widen<T>(from[i]) : T(0);
   }
   template <class T, class S>
   __device__ __forceinline__ void write_as(int64_t cell, int c, const T (&v)[8]) const {
     S* to = reinterpret_cast<S*>(data) + cell * step + c;
     constexpr int V = kLanes<S> < 8 ? kLanes<S> : 8;
-    if (aligned && c + 8 <= width) {
+    if (aligned) {
 #pragma unroll
       for (int i = 0; i < 8; i += V) {
         Pack<S, V> pack;
@@ -62,21 +66,6 @@ struct Rows8 {
       if (c + i < width) to[i] = narrow<S>(v[i]);
   }
 
-  // Columns c to c + 7 of a cell; those beyond the width, and all of a cell < 0, are zeros.
-  template <class T>
-  __device__ __forceinline__ void read(int64_t cell, int c, T (&v)[8]) const {
-    if (cell < 0) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] = T(0);
-      return;
-    }
-    switch (dtype) {
-      case NVSUBQ_BF16: return read_as<T, bf16>(cell, c, v);
-      case NVSUBQ_F16: return read_as<T, f16>(cell, c, v);
-      case NVSUBQ_F32: return read_as<T, float>(cell, c, v);
-      default: return read_as<T, double>(cell, c, v);
-    }
-  }
   template <class T>
   __device__ __forceinline__ void write(int64_t cell, int c, const T (&v)[8]) const {
     switch (dtype) {
@@ -93,13 +82,39 @@ __device__ inline Rows8 rows_of(const nvsubq_tensor& t, int64_t row, int64_t hea
   return Rows8(t, row * t.stride[0] + head * t.stride[2] + first, t.stride[1], width - first);
 }
 
-// f(row of a tile, first of 8 columns) for each pack of a tile, shared out among the threads.
-template <class Math, class F>
-__device__ __forceinline__ void each_pack(F f) {
-  constexpr int kPacks = Math::kSide / 8;
+// The packs of 8 columns of a tile that one thread has; all of a thread's reads are under way at once.
+template <class Math>
+struct Packs {
+  using T = typename Math::T;
+  static constexpr int kPacks = Math::kSide / 8, kOwn = (Math::kSide * kPacks + Math::kThreads - 1) / Math::kThreads;
+  static constexpr bool kWhole = Math::kSide * kPacks % Math::kThreads == 0;
+  T v[kOwn][8];
+
+  // f(row of the tile, first column, numbers)
+  template <class F>
+  __device__ __forceinline__ void each(F f) {
 #pragma unroll
-  for (int i = threadIdx.x; i < Math::kSide * kPacks; i += Math::kThreads) f(i / kPacks, i % kPacks * 8);
-}
+    for (int i = 0; i < kOwn; ++i) {
+      const int pack = threadIdx.x + i * Math::kThreads;
+      if (kWhole || pack < Math::kSide * kPacks) f(pack / kPacks, pack % kPacks * 8, v[i]);
+    }
+  }
+  template <class S>
+  __device__ __forceinline__ void read_as(const Rows8& from, const int64_t* cells) {
+    if (from.aligned)
+      each([&](int r, int c, T(&to)[8]) { from.read_pack<T, S>(cells[r], c, to); });
+    else
+      each([&](int r, int c, T(&to)[8]) { from.read_single<T, S>(cells[r], c, to); });
+  }
+  __device__ __forceinline__ void read(const Rows8& from, const int64_t* cells) {
+    switch (from.dtype) {
+      case NVSUBQ_BF16: return read_as<bf16>(from, cells);
+      case NVSUBQ_F16: return read_as<f16>(from, cells);
+      case NVSUBQ_F32: return read_as<float>(from, cells);
+      default: return read_as<double>(from, cells);
+    }
+  }
+};
 
 // Cells and decays of a chunk, in shared memory.
 template <class Math>
@@ -112,6 +127,7 @@ struct alignas(16) Chunk {
   int number[S];        // of the cell's sequence
   int before;           // that of the state that enters
   T delta[S], hi[S], lo[S];
+  T skip[S];             // D
   T since[S], until[S];  // decays from the entering state, and to the leaving one
   T whole;
 
@@ -138,49 +154,50 @@ struct alignas(16) Chunk {
     }
     __syncthreads();
   }
+  // D of the lanes from `first` on; a barrier makes it known.
+  __device__ void read_skip(const Call<Math>& call, int64_t head, int first) {
+    const Ssd& a = call.a;
+    for (int k = threadIdx.x; k < S; k += Math::kThreads)
+      skip[k] = present(a.D) && first + k < a.head_width ? read_any<T>(a.D, at(a.D, head, first + k)) : T(0);
+  }
   __device__ __forceinline__ T between(int i, int j) const {
     return j <= i && number[i] == number[j] ? exp_of((hi[i] - hi[j]) + (lo[i] - lo[j])) : T(0);
   }
 };
 
-// A tile of rows of the chunk, each element as f(row, v) leaves its pack.
-template <class Math, class Tile, class F>
-__device__ __forceinline__ void read_tile(Tile& to, const Chunk<Math>& chunk, const Rows8& from, F f) {
-  each_pack<Math>([&](int r, int c) {
-    typename Math::T v[8];
-    from.read(chunk.there[r], c, v);
-    f(r, v);
-    to.put8(r, c, v);
-  });
-}
+// A tile of rows of the chunk. `wait_tiles` and a barrier come before it is read.
 template <class Math, class Tile>
 __device__ __forceinline__ void read_tile(Tile& to, const Chunk<Math>& chunk, const Rows8& from) {
-  read_tile<Math>(to, chunk, from, [](int, typename Math::T (&)[8]) {});
+  if (from.aligned && Math::template copies<Tile>(from.dtype)) {
+    constexpr int kPacks = Math::kSide / 8;
+#pragma unroll
+    for (int i = threadIdx.x; i < Math::kSide * kPacks; i += Math::kThreads) {
+      const int r = i / kPacks, c = i % kPacks * 8;
+      const int64_t cell = chunk.there[r];
+      const bool there = cell >= 0 && c < from.width;
+      Math::copy(to, r, c, from.data + (there ? (cell * from.step + c) * 2 : 0), there);
+    }
+    return;
+  }
+  Packs<Math> packs;
+  packs.read(from, chunk.there);
+  packs.each([&](int r, int c, typename Math::T(&v)[8]) { to.put8(r, c, v); });
 }
 
-// The gradient of what the gate takes, d_y SiLU(z), of the lanes from `first` on; each row times `scale`.
+// The gradient of what the gate takes, d_y SiLU(z).
 template <class Math>
-struct Cotangents {
-  using T = typename Math::T;
-  const Chunk<Math>& chunk;
-  Rows8 d_y, z;
-  bool gated;
-
-  __device__ Cotangents(const Call<Math>& call, const Chunk<Math>& chunk, int64_t row, int64_t head, int first)
-      : chunk(chunk),
-        d_y(rows_of(call.a.d_y, row, head, first, call.a.head_width)),
-        z(rows_of(call.a.z, row, head, first, call.a.head_width)),
-        gated(present(call.a.z)) {}
-
-  __device__ __forceinline__ void read(int r, int c, T (&v)[8]) const {
-    d_y.read(chunk.there[r], c, v);
-    if (!gated) return;
-    T gate[8];
-    z.read(chunk.there[r], c, gate);
+__device__ __forceinline__ void read_cotangents(Packs<Math>& to, const Call<Math>& call, const Chunk<Math>& chunk,
+                                                int64_t row, int64_t head, int first) {
+  const Ssd& a = call.a;
+  to.read(rows_of(a.d_y, row, head, first, a.head_width), chunk.there);
+  if (!present(a.z)) return;
+  Packs<Math> gates;
+  gates.read(rows_of(a.z, row, head, first, a.head_width), chunk.there);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] *= silu(gate[i]);
-  }
-};
+  for (int i = 0; i < Packs<Math>::kOwn; ++i)
+#pragma unroll
+    for (int k = 0; k < 8; ++k) to.v[i][k] *= silu(gates.v[i][k]);
+}
 
 }  // namespace nvsubq::ssd
 

@@ -7,10 +7,6 @@
 
 #include "../storage.cuh"
 
-#ifndef NVSUBQ_SSD_THREADS
-#define NVSUBQ_SSD_THREADS 256
-#endif
-
 namespace nvsubq::ssd {
 
 struct Pair {
@@ -24,10 +20,12 @@ template <int Terms>
 struct Mma {
   using T = float;
   using Stored = bf16;
-  static constexpr int kSide = 64, kThreads = NVSUBQ_SSD_THREADS, kPitch = kSide + 8, kLeast = kThreads == 256 ? 2 : 1;
+  static constexpr int kSide = 64, kThreads = 256, kPitch = kSide + 8;
   static constexpr int kPlane = kSide * kPitch;
   // Warps lie in two rows; each has 32 rows of a tile and `kWide` columns, as fragments of m16n8.
   static constexpr int kAcross = kThreads / 64, kWide = kSide / kAcross, kFragments = kWide / 8;
+  // Blocks of a kernel on a multiprocessor, at least.
+  static constexpr int kCarries = 2, kOutputs = 2, kRates = 2, kShares = 2;
   static constexpr int64_t kTileElements = 2 * kSide * kSide, kTileBytes = kTileElements * int64_t(sizeof(bf16));
 
   template <int Planes>
@@ -173,11 +171,27 @@ struct Mma {
   static __device__ __forceinline__ void store(Sum& sum, Stored* to) {
     sum.put_pairs(to, kSide, kSide * kSide, [](int, int, float x) { return x; });
   }
+  // Whether rows of a dtype are a tile as they are; then `copy` takes 8 columns from them, or zeros.
+  template <class Tile>
+  static __device__ __forceinline__ bool copies(int dtype) {
+    return Tile::kPlanes == 1 && dtype == NVSUBQ_BF16;
+  }
+  template <class Tile>
+  static __device__ __forceinline__ void copy(Tile& to, int r, int c, const void* from, bool there) {
+    copy16(to.data + r * kPitch + c, from, there);
+  }
+  static __device__ __forceinline__ void copy16(bf16* to, const void* from, bool there) {
+    const uint32_t address = uint32_t(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+  }
+  static __device__ __forceinline__ void wait_tiles() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
   static __device__ __forceinline__ void load(Made& to, const Stored* from) {
     constexpr int kPacks = kSide / 8;
-#pragma unroll 4
+#pragma unroll
     for (int i = threadIdx.x; i < 2 * kSide * kPacks; i += kThreads)
-      store_pack<bf16, 8>(to.data + i / kPacks * kPitch + i % kPacks * 8, load_pack<bf16, 8>(from + i * 8));
+      copy16(to.data + i / kPacks * kPitch + i % kPacks * 8, from + i * 8, true);
   }
 };
 

@@ -18,7 +18,7 @@ struct OutputMemory {
 
 // A block per unit, chunk, head and tile of lanes.
 template <class Math>
-__global__ void __launch_bounds__(Math::kThreads) outputs(const __grid_constant__ Call<Math> call) {
+__global__ void __launch_bounds__(Math::kThreads, Math::kOutputs) outputs(const __grid_constant__ Call<Math> call) {
   using T = typename Math::T;
   using Memory = OutputMemory<Math>;
   extern __shared__ __align__(16) char memory[];
@@ -40,6 +40,7 @@ __global__ void __launch_bounds__(Math::kThreads) outputs(const __grid_constant_
   const int64_t group = call.group(head);
 
   chunk.read_cells(call, row, call.block(head), at_chunk);
+  chunk.read_skip(call, head, lane);
   chunk.read_decays(call, row, head, at_chunk);
   read_tile<Math>(x, chunk, rows_of(a.x, row, head, lane, a.head_width));
   typename Math::Sum y, scores;
@@ -47,6 +48,7 @@ __global__ void __launch_bounds__(Math::kThreads) outputs(const __grid_constant_
     read_tile<Math>(C, chunk, rows_of(a.C, row, group, n * Math::kSide, a.states));
     read_tile<Math>(B, chunk, rows_of(a.B, row, group, n * Math::kSide, a.states));
     Math::load(state, call.states + call.tile(unit, local, head, lane_tile, n));
+    Math::wait_tiles();
     __syncthreads();
     Math::template add<false, true>(scores, C, B);
     Math::template add<false, true>(y, C, state);
@@ -59,20 +61,17 @@ __global__ void __launch_bounds__(Math::kThreads) outputs(const __grid_constant_
   stage.put(y);
   __syncthreads();
 
-  const Rows8 to = rows_of(a.y, row, head, lane, a.head_width), z = rows_of(a.z, row, head, lane, a.head_width);
-  each_pack<Math>([&](int r, int c) {
+  Packs<Math> gates;
+  if (present(a.z)) gates.read(rows_of(a.z, row, head, lane, a.head_width), chunk.there);
+  const Rows8 to = rows_of(a.y, row, head, lane, a.head_width);
+  gates.each([&](int r, int c, T(&gate)[8]) {
     if (chunk.cell[r] < 0 || lane + c >= a.head_width) return;
     T v[8];
     stage.take8(r, c, v);
-    if (present(a.D))
 #pragma unroll
-      for (int k = 0; k < 8; ++k)
-        if (lane + c + k < a.head_width) v[k] += read_any<T>(a.D, at(a.D, head, lane + c + k)) * x.get(r, c + k);
-    if (present(a.z)) {
-      T gate[8];
-      z.read(chunk.there[r], c, gate);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) v[k] *= silu(gate[k]);
+    for (int k = 0; k < 8; ++k) {
+      if (present(a.D)) v[k] += chunk.skip[c + k] * x.get(r, c + k);
+      if (present(a.z)) v[k] *= silu(gate[k]);
     }
     to.write(chunk.cell[r], c, v);
   });

@@ -30,37 +30,45 @@ __device__ __forceinline__ T raw_step(const Ssd& a, int64_t row, int64_t cell, i
   return present(a.dt_bias) ? raw + read_any<T>(a.dt_bias, head * a.dt_bias.stride[0]) : raw;
 }
 
-constexpr int kPrepareThreads = 128;
+constexpr int kPreparedHeads = 4;
 
-// A thread per row, chunk and head.
+// A block per row, chunk and some heads, a thread per step.
 template <class Math>
-__global__ void __launch_bounds__(kPrepareThreads) prepare(const __grid_constant__ Call<Math> call) {
+__global__ void __launch_bounds__(kPreparedHeads* Math::kSide) prepare(const __grid_constant__ Call<Math> call) {
   using T = typename Math::T;
+  constexpr int S = Math::kSide;
+  __shared__ double sums[2][S][kPreparedHeads];
   const Ssd& a = call.a;
-  const int64_t task = int64_t(blockIdx.x) * kPrepareThreads + threadIdx.x;
-  if (task >= a.batch * call.plan.chunks * a.heads) return;
-  const int64_t head = task % a.heads, chunk = task / a.heads % call.plan.chunks;
-  const int64_t row = task / a.heads / call.plan.chunks;
-  const Steps steps = call.walk.steps(row, call.block(head));
-  const double rate = read_any<double>(a.A, head * a.A.stride[0]);
-  int64_t place = (row * a.heads + head) * call.plan.steps + chunk * Math::kSide;
+  const int64_t groups = ceil_div(a.heads, kPreparedHeads);
+  const int which = threadIdx.x % kPreparedHeads, i = threadIdx.x / kPreparedHeads;
+  const int64_t head = blockIdx.x % groups * kPreparedHeads + which, task = blockIdx.x / groups;
+  const int64_t chunk = task % call.plan.chunks, row = task / call.plan.chunks, step = chunk * S + i;
+  const bool there = head < a.heads;
+  T delta = 0;
   double sum = 0;
-#pragma unroll 8
-  for (int i = 0; i < Math::kSide; ++i, ++place) {
-    const int64_t step = chunk * Math::kSide + i;
-    T delta = 0;
+  if (there) {
+    const Steps steps = call.walk.steps(row, call.block(head));
     if (step < steps.count) delta = Step<T>(a, raw_step<T>(a, row, steps.cell(step), head)).value;
-    sum += double(delta) * rate;
-    const T hi = T(sum);
-    call.delta[place] = delta, call.hi[place] = hi, call.lo[place] = T(sum - double(hi));
+    sum = double(delta) * read_any<double>(a.A, head * a.A.stride[0]);
   }
+  // A running sum, doubling its reach each time.
+#pragma unroll
+  for (int reach = 1, turn = 0; reach < S; reach *= 2, turn ^= 1) {
+    sums[turn][i][which] = sum;
+    __syncthreads();
+    if (i >= reach) sum += sums[turn][i - reach][which];
+  }
+  if (!there) return;
+  const int64_t place = (row * a.heads + head) * call.plan.steps + step;
+  const T hi = T(sum);
+  call.delta[place] = delta, call.hi[place] = hi, call.lo[place] = T(sum - double(hi));
 }
 
 template <class Math>
 int prepare_all(const Call<Math>& call, cudaStream_t stream) {
-  const int64_t tasks = call.a.batch * call.plan.chunks * call.a.heads;
-  return launch("ssd_scan's steps", prepare<Math>, dim3(unsigned(ceil_div(tasks, kPrepareThreads))),
-                dim3(kPrepareThreads), 0, stream, call);
+  const int64_t blocks = call.a.batch * call.plan.chunks * ceil_div(call.a.heads, kPreparedHeads);
+  return launch("ssd_scan's steps", prepare<Math>, dim3(unsigned(blocks)), dim3(kPreparedHeads * Math::kSide), 0, stream,
+                call);
 }
 
 }  // namespace nvsubq::ssd

@@ -34,7 +34,7 @@ struct RateMemory {
 
 // A block per unit, chunk and head.
 template <class Math>
-__global__ void __launch_bounds__(Math::kThreads) rates(const __grid_constant__ Call<Math> call) {
+__global__ void __launch_bounds__(Math::kThreads, Math::kRates) rates(const __grid_constant__ Call<Math> call) {
   using T = typename Math::T;
   using Memory = RateMemory<Math>;
   constexpr int S = Math::kSide;
@@ -61,13 +61,11 @@ __global__ void __launch_bounds__(Math::kThreads) rates(const __grid_constant__ 
     read_tile<Math>(B, chunk, rows_of(a.B, row, group, n * S, a.states));
   };
   const auto read_lanes = [&](int lane) {
+    chunk.read_skip(call, head, lane);
     read_tile<Math>(x, chunk, rows_of(a.x, row, head, lane, a.head_width));
-    const Cotangents<Math> cotangents(call, chunk, row, head, lane);
-    each_pack<Math>([&](int r, int c) {
-      T v[8];
-      cotangents.read(r, c, v);
-      out.put8(r, c, v);
-    });
+    Packs<Math> cotangents;
+    read_cotangents(cotangents, call, chunk, row, head, lane);
+    cotangents.each([&](int r, int c, T(&v)[8]) { out.put8(r, c, v); });
   };
 
   chunk.read_cells(call, row, call.block(head), at_chunk);
@@ -75,6 +73,7 @@ __global__ void __launch_bounds__(Math::kThreads) rates(const __grid_constant__ 
   typename Math::Sum scores;
   for (int n = 0; n < plan.state_tiles; ++n) {
     read_group(n);
+    Math::wait_tiles();
     __syncthreads();
     Math::template add<false, true>(scores, C, B);
     __syncthreads();
@@ -84,6 +83,7 @@ __global__ void __launch_bounds__(Math::kThreads) rates(const __grid_constant__ 
     typename Math::Sum products;  // of cotangents and inputs
     for (int p = 0; p < plan.lane_tiles; ++p) {
       read_lanes(p * S);
+      Math::wait_tiles();
       __syncthreads();
       Math::template add<false, true>(products, out, x);
       if (p + 1 < plan.lane_tiles) __syncthreads();
@@ -105,6 +105,7 @@ __global__ void __launch_bounds__(Math::kThreads) rates(const __grid_constant__ 
     const int lane = p * S;
     if (plan.lane_tiles > 1) {
       read_lanes(lane);
+      Math::wait_tiles();
       __syncthreads();
     }
     typename Math::Sum y, d_x;
@@ -112,6 +113,7 @@ __global__ void __launch_bounds__(Math::kThreads) rates(const __grid_constant__ 
       read_group(n);
       Math::load(state, call.states + call.tile(unit, local, head, p, n));
       Math::load(next, call.d_states + call.tile(unit, local, head, p, n));
+      Math::wait_tiles();
       __syncthreads();
       Math::template add<false, true>(y, C, state);
       Math::template add<false, true>(d_x, B, next);
@@ -134,20 +136,19 @@ __global__ void __launch_bounds__(Math::kThreads) rates(const __grid_constant__ 
       Math::template add<false, false>(y, weights, x);
       stage.put(y);
       __syncthreads();
-      const Rows8 to = rows_of(a.d_z, row, head, lane, a.head_width), z = rows_of(a.z, row, head, lane, a.head_width);
-      const Rows8 d_y = rows_of(a.d_y, row, head, lane, a.head_width);
-      each_pack<Math>([&](int r, int c) {
-        if (chunk.cell[r] < 0 || lane + c >= a.head_width) return;
-        T v[8], gate[8], from[8];
-        stage.take8(r, c, v);
-        z.read(chunk.there[r], c, gate);
-        d_y.read(chunk.there[r], c, from);
+      const Rows8 to = rows_of(a.d_z, row, head, lane, a.head_width);
+      Packs<Math> gates, from;
+      gates.read(rows_of(a.z, row, head, lane, a.head_width), chunk.there);
+      from.read(rows_of(a.d_y, row, head, lane, a.head_width), chunk.there);
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
-          if (present(a.D) && lane + c + k < a.head_width)
-            v[k] += read_any<T>(a.D, at(a.D, head, lane + c + k)) * x.get(r, c + k);
-          v[k] *= from[k] * silu_slope(gate[k]);
-        }
+      for (int i = 0; i < Packs<Math>::kOwn; ++i)
+#pragma unroll
+        for (int k = 0; k < 8; ++k) from.v[i][k] *= silu_slope(gates.v[i][k]);
+      from.each([&](int r, int c, T(&v)[8]) {
+        if (chunk.cell[r] < 0 || lane + c >= a.head_width) return;
+#pragma unroll
+        for (int k = 0; k < 8; ++k)
+          v[k] *= stage.at(r, c + k) + (present(a.D) ? chunk.skip[c + k] * x.get(r, c + k) : T(0));
         to.write(chunk.cell[r], c, v);
       });
     }
@@ -158,16 +159,12 @@ __global__ void __launch_bounds__(Math::kThreads) rates(const __grid_constant__ 
     stage.put(d_x);
     __syncthreads();
     const Rows8 to = rows_of(a.d_x, row, head, lane, a.head_width);
-    each_pack<Math>([&](int r, int c) {
+    Packs<Math>().each([&](int r, int c, T(&v)[8]) {
       if (chunk.cell[r] < 0 || lane + c >= a.head_width) return;
-      T v[8];
       stage.take8(r, c, v);
 #pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        v[k] *= chunk.delta[r];
-        if (present(a.D) && lane + c + k < a.head_width)
-          v[k] += read_any<T>(a.D, at(a.D, head, lane + c + k)) * out.get(r, c + k);
-      }
+      for (int k = 0; k < 8; ++k)
+        v[k] = v[k] * chunk.delta[r] + (present(a.D) ? chunk.skip[c + k] * out.get(r, c + k) : T(0));
       to.write(chunk.cell[r], c, v);
     });
     if (present(a.d_D)) {

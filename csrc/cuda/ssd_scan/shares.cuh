@@ -18,7 +18,7 @@ struct ShareMemory {
 
 // A block per unit, chunk, group and tile of states: the group's heads one after the other.
 template <class Math>
-__global__ void __launch_bounds__(Math::kThreads, Math::kLeast) shares(const __grid_constant__ Call<Math> call) {
+__global__ void __launch_bounds__(Math::kThreads, Math::kShares) shares(const __grid_constant__ Call<Math> call) {
   using T = typename Math::T;
   using Memory = ShareMemory<Math>;
   extern __shared__ __align__(16) char memory[];
@@ -47,14 +47,12 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kLeast) shares(const __g
       const int lane = p * Math::kSide;
       __syncthreads();
       read_tile<Math>(x, chunk, rows_of(a.x, row, head, lane, a.head_width));
-      const Cotangents<Math> cotangents(call, chunk, row, head, lane);
-      each_pack<Math>([&](int r, int c) {
-        T v[8];
-        cotangents.read(r, c, v);
-        out.put8(r, c, v);
-      });
       Math::load(state, call.states + call.tile(unit, local, head, p, n));
       Math::load(next, call.d_states + call.tile(unit, local, head, p, n));
+      Packs<Math> cotangents;
+      read_cotangents(cotangents, call, chunk, row, head, lane);
+      cotangents.each([&](int r, int c, T(&v)[8]) { out.put8(r, c, v); });
+      Math::wait_tiles();
       __syncthreads();
       Math::template add<false, true>(between, out, x);
       {
@@ -76,19 +74,20 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kLeast) shares(const __g
     stage.put(sum);
     __syncthreads();
     const Rows8 rows = rows_of(to, row, group, n * Math::kSide, a.states);
-    each_pack<Math>([&](int r, int c) {
+    Packs<Math>().each([&](int r, int c, T(&v)[8]) {
       if (chunk.cell[r] < 0 || n * Math::kSide + c >= a.states) return;
-      T v[8];
       stage.take8(r, c, v);
       rows.write(chunk.cell[r], c, v);
     });
   };
   read_tile<Math>(matrix, chunk, rows_of(a.B, row, group, n * Math::kSide, a.states));
+  Math::wait_tiles();
   __syncthreads();
   Math::template add<false, false>(d_C, out, matrix);
   write(d_C, a.d_C);
   __syncthreads();
   read_tile<Math>(matrix, chunk, rows_of(a.C, row, group, n * Math::kSide, a.states));
+  Math::wait_tiles();
   __syncthreads();
   Math::template add<true, false>(d_B, out, matrix);
   write(d_B, a.d_B);

@@ -13,7 +13,9 @@ template <class Compute>
 struct Simt {
   using T = Compute;
   using Stored = T;
-  static constexpr int kSide = 32, kThreads = 256, kPitch = kSide + 1, kLeast = 2;
+  static constexpr int kSide = 32, kThreads = 256, kPitch = kSide + 1;
+  // Blocks of a kernel on a multiprocessor, at least.
+  static constexpr int kCarries = 2, kOutputs = 2, kRates = 2, kShares = 2;
   static constexpr int64_t kTileElements = kSide * kSide, kTileBytes = kTileElements * int64_t(sizeof(T));
 
   // Given: a tile of an op's input. Made, Fine: of computed numbers; the memory of a Fine is that of a Made too.
@@ -71,6 +73,13 @@ struct Simt {
       for (int i = 0; i < 4; ++i) sum.v[i] = fma(x[i / 2], y[i % 2], sum.v[i]);
     }
   }
+
+  template <class Tile>
+  static __device__ __forceinline__ bool copies(int) {
+    return false;
+  }
+  static __device__ __forceinline__ void copy(Tile&, int, int, const void*, bool) {}
+  static __device__ __forceinline__ void wait_tiles() {}
 
   static __device__ __forceinline__ void store(Sum& sum, Stored* to) {
     sum.each([&](int r, int c, T& x) { to[r * kSide + c] = x; });
