@@ -65,12 +65,13 @@ struct Call {
   Call(const Ssd& args, bool backward) : a(args), walk(args), plan(args, Math::kSide, Math::kTileBytes, backward) {}
 
   // Lays out the workspace, or counts its bytes where that is null.
-  int64_t take(void* memory, bool backward) {
+  int64_t take(void* memory, bool backward, bool keeps_states) {
     Arena arena(memory);
     const int64_t cells = a.batch * a.heads * plan.steps, parts = a.batch * plan.chunks * a.heads;
     delta = arena.take<T>(cells), hi = arena.take<T>(cells), lo = arena.take<T>(cells);
     spans = arena.take<T>(plan.units * a.heads);
-    const int64_t tiles = plan.round_units * plan.segment_chunks * plan.tiles(a) * Math::kTileBytes;
+    const int64_t units = keeps_states ? plan.round_units : 0;
+    const int64_t tiles = units * plan.segment_chunks * plan.tiles(a) * Math::kTileBytes;
     states = reinterpret_cast<typename Math::Stored*>(arena.take<char>(tiles));
     borders = static_cast<T*>(a.saved);
     if (!a.saved) borders = arena.take<T>(border_elements(a));
@@ -87,6 +88,11 @@ struct Call {
   // Of the state after segment s - 1, s >= 1, at [h][p][n].
   __device__ int64_t border(int64_t row, int64_t segment, int64_t head) const {
     return ((row * (plan.segments - 1) + segment - 1) * a.heads + head) * a.head_width * a.states;
+  }
+  // One number of the state that enters a segment.
+  __device__ __forceinline__ T entering(int64_t row, int64_t segment, int64_t head, int p, int n) const {
+    if (segment) return borders[border(row, segment, head) + p * a.states + n];
+    return present(a.initial_state) ? read_any<T>(a.initial_state, at(a.initial_state, row, head, p) + n) : T(0);
   }
   // A tile of a chunk's state; `unit` is counted from the round's first, `chunk` within the segment.
   __device__ int64_t tile(int64_t unit, int64_t chunk, int64_t head, int lanes, int states) const {

@@ -63,18 +63,7 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kOutputs) outputs(const 
 
   Packs<Math> gates;
   if (present(a.z)) gates.read(rows_of(a.z, row, head, lane, a.head_width), chunk.there);
-  const Rows8 to = rows_of(a.y, row, head, lane, a.head_width);
-  gates.each([&](int r, int c, T(&gate)[8]) {
-    if (chunk.cell[r] < 0 || lane + c >= a.head_width) return;
-    T v[8];
-    stage.take8(r, c, v);
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      if (present(a.D)) v[k] += chunk.skip[c + k] * x.get(r, c + k);
-      if (present(a.z)) v[k] *= silu(gate[k]);
-    }
-    to.write(chunk.cell[r], c, v);
-  });
+  write_outputs<Math>(call, chunk, stage, x, gates, row, head, lane);
 }
 
 template <class Math>

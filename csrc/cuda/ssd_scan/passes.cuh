@@ -8,12 +8,14 @@
 #include "served.h"
 #include "shares.cuh"
 #include "sums.cuh"
+#include "walk_forward.cuh"
 
 namespace nvsubq::ssd {
 
 template <class Math>
 int64_t workspace_bytes(const Ssd& a, bool backward) {
-  return Call<Math>(a, backward).take(nullptr, backward);
+  Call<Math> call(a, backward);
+  return call.take(nullptr, backward, backward || !walks_forward(call));
 }
 
 // run(units) for each round.
@@ -30,9 +32,10 @@ int each_round(Call<Math>& call, F run) {
 template <class Math>
 int forward_pass(const Ssd& a, cudaStream_t stream) {
   Call<Math> call(a, false);
-  call.take(a.workspace, false);
+  call.take(a.workspace, false, !walks_forward(call));
   if (const int status = prepare_all(call, stream)) return status;
   if (const int status = carry_borders<Math, Way::forward>(call, stream)) return status;
+  if (walks_forward(call)) return walk_forward_of(call, stream);
   return each_round(call, [&](int64_t units) {
     if (const int status = carry_units<Math, Way::forward, Pass::second>(call, units, stream)) return status;
     return outputs_of(call, units, stream);
@@ -42,7 +45,7 @@ int forward_pass(const Ssd& a, cudaStream_t stream) {
 template <class Math>
 int backward_pass(const Ssd& a, cudaStream_t stream) {
   Call<Math> call(a, true);
-  call.take(a.workspace, true);
+  call.take(a.workspace, true, true);
   if (const int status = prepare_all(call, stream)) return status;
   if (const int status = carry_borders<Math, Way::backward>(call, stream)) return status;
   const int status = each_round(call, [&](int64_t units) {

@@ -45,6 +45,27 @@ __device__ __forceinline__ void sum_lines(N* parts, N* to, bool add, F f) {
   __syncthreads();
 }
 
+// Writes y of the lanes from `lane` on: what `stage` has and D x, through the gates.
+template <class Math>
+__device__ __forceinline__ void write_outputs(const Call<Math>& call, const Chunk<Math>& chunk, Stage<Math>& stage,
+                                              const typename Math::Given& x, Packs<Math>& gates, int64_t row,
+                                              int64_t head, int lane) {
+  using T = typename Math::T;
+  const Ssd& a = call.a;
+  const Rows8 to = rows_of(a.y, row, head, lane, a.head_width);
+  gates.each([&](int r, int c, T(&gate)[8]) {
+    if (chunk.cell[r] < 0 || lane + c >= a.head_width) return;
+    T v[8];
+    stage.take8(r, c, v);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      if (present(a.D)) v[k] += chunk.skip[c + k] * x.get(r, c + k);
+      if (present(a.z)) v[k] *= silu(gate[k]);
+    }
+    to.write(chunk.cell[r], c, v);
+  });
+}
+
 }  // namespace nvsubq::ssd
 
 #endif
