@@ -1,7 +1,7 @@
 // Products of square tiles in shared memory on tensor cores, with sums in fp32.
 //
 // A number is one bf16, which holds a bf16 input exactly, or two: hi + lo keeps 16 bits, and all of an fp16. Of the
-// product of two such pairs lo lo is left out. Three keep 24 bits, for what ends up in sums that cancel.
+// product of two such pairs lo lo is left out where inputs are one. Three keep 24 bits, for what ends up in sums that cancel.
 #ifndef NVSUBQ_CUDA_SSD_SCAN_MMA_CUH
 #define NVSUBQ_CUDA_SSD_SCAN_MMA_CUH
 
@@ -161,7 +161,7 @@ struct Mma {
             multiply(sum.v[m][n], a[p][m], b[q][n / 2][n % 2 * 2], b[q][n / 2][n % 2 * 2 + 1]);
       };
       if (PA == 3) multiply_all(PA - 1, 0);
-      if (PA == 3 && PB == 2) multiply_all(1, PB - 1);
+      if (PA >= 2 && PB == 2 && (PA == 3 || Terms == 2)) multiply_all(PA >= 2 ? 1 : 0, PB - 1);
       if (PA >= 2) multiply_all(PA >= 2 ? 1 : 0, 0);
       if (PB == 2) multiply_all(0, PB - 1);
       multiply_all(0, 0);

@@ -17,9 +17,9 @@ struct alignas(16) CellSums {
   using T = typename Math::T;
 
   double parts[Math::kThreads];
-  double taken[S], given[S];
+  double taken[S], given[S], running[2][3][S];
   T lanes[Math::kThreads], read[S], itself[S], left[S], skip[S];
-  T whole, by_step[S], by_rate[S];
+  T by_step[S], by_rate[S];
 };
 
 // C and B, read anew for every tile of states, make place for the weights; the two states for the stage.
@@ -70,57 +70,27 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kRates) rates(const __gr
 
   chunk.read_cells(call, row, call.block(head), at_chunk);
   chunk.read_decays(call, row, head, at_chunk);
-  typename Math::Sum scores;
-  for (int n = 0; n < plan.state_tiles; ++n) {
-    read_group(n);
-    Math::wait_tiles();
-    __syncthreads();
-    Math::template add<false, true>(scores, C, B);
-    __syncthreads();
-  }
-  scores.each([&](int i, int j, T& s) { s *= chunk.between(i, j); });
-  {
-    typename Math::Sum products;  // of cotangents and inputs
-    for (int p = 0; p < plan.lane_tiles; ++p) {
-      read_lanes(p * S);
-      Math::wait_tiles();
-      __syncthreads();
-      Math::template add<false, true>(products, out, x);
-      if (p + 1 < plan.lane_tiles) __syncthreads();
-    }
-    // What passes from cell j to a later cell i. Differences of its sums by i and by j are exact but for rounding in
-    // double precision, since both are sums of the same numbers.
-    scores.with(products, [&](int i, int j, T s, T v) {
-      stage.at(i, j) = i > j ? s * v : T(0);
-      if (i == j) sums.itself[i] = s * v;
-    });
-    __syncthreads();
-    sum_lines<Math>(sums.parts, sums.taken, false,
-                    [&](int i, int j) { return double(stage.at(i, j)) * double(chunk.delta[j]); });
-    sum_lines<Math>(sums.parts, sums.given, false, [&](int j, int i) { return double(stage.at(i, j)); });
-  }
-
-  T whole = 0;  // of the entering state and the gradient of the leaving one
+  typename Math::Sum scores, products;  // C B^T, and the cotangents times the inputs
+  T whole = 0;                          // of the entering state and the gradient of the leaving one
   for (int p = 0; p < plan.lane_tiles; ++p) {
     const int lane = p * S;
-    if (plan.lane_tiles > 1) {
-      read_lanes(lane);
-      Math::wait_tiles();
-      __syncthreads();
-    }
     typename Math::Sum y, d_x;
     for (int n = 0; n < plan.state_tiles; ++n) {
       read_group(n);
       Math::load(state, call.states + call.tile(unit, local, head, p, n));
       Math::load(next, call.d_states + call.tile(unit, local, head, p, n));
+      if (!n) read_lanes(lane);
       Math::wait_tiles();
       __syncthreads();
+      if (!p) Math::template add<false, true>(scores, C, B);
       Math::template add<false, true>(y, C, state);
       Math::template add<false, true>(d_x, B, next);
 #pragma unroll 4
       for (int i = threadIdx.x; i < S * S; i += Math::kThreads) whole += state.get(i / S, i % S) * next.get(i / S, i % S);
       __syncthreads();
     }
+    Math::template add<false, true>(products, out, x);
+    if (!p) scores.each([&](int i, int j, T& s) { s *= chunk.between(i, j); });
     y.each([&](int i, int, T& v) { v = decayed(v, chunk.since[i]); });
     d_x.each([&](int j, int, T& v) { v = decayed(v, chunk.until[j]); });
     stage.put(y);
@@ -175,20 +145,37 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kRates) rates(const __gr
     __syncthreads();
   }
 
+  // What passes from cell j to a later cell i. Differences of its sums by i and by j are exact but for rounding in
+  // double precision, since both are sums of the same numbers.
+  scores.with(products, [&](int i, int j, T s, T v) {
+    stage.at(i, j) = i > j ? s * v : T(0);
+    if (i == j) sums.itself[i] = s * v;
+  });
   sums.lanes[threadIdx.x] = whole;
   __syncthreads();
-  if (!threadIdx.x) {
-    T all = 0;
-    for (int i = 0; i < Math::kThreads; ++i) all += sums.lanes[i];
-    sums.whole = decayed(all, chunk.whole);
+  sum_lines<Math>(sums.parts, sums.taken, false,
+                  [&](int i, int j) { return double(stage.at(i, j)) * double(chunk.delta[j]); });
+  sum_lines<Math>(sums.parts, sums.given, false, [&](int j, int i) { return double(stage.at(i, j)); });
+  // Of a cell's Δ A: all that passes over the cell, to it or a later one from an earlier one. Running sums over the
+  // cells from the last one, over those from the first one, and of the states.
+  const int line = threadIdx.x / S, k = threadIdx.x % S, last = S - 1 - k;
+  double sum = 0;
+  if (line == 0) sum = sums.taken[last] - sums.given[last] * chunk.delta[last] + double(sums.read[last]);
+  if (line == 1 && k) sum = double(sums.left[k - 1]) * chunk.delta[k - 1];
+  if (line == 2)
+    for (int i = k; i < Math::kThreads; i += S) sum += sums.lanes[i];
+#pragma unroll
+  for (int reach = 1, turn = 0; reach < S; reach *= 2, turn ^= 1) {
+    if (line < 3) sums.running[turn][line][k] = sum;
+    __syncthreads();
+    if (line < 3 && k >= reach) sum += sums.running[turn][line][k - reach];
   }
   __syncthreads();
-  // Of a cell's Δ A: all that passes over the cell, to it or a later one from an earlier one.
+  if (line < 3) sums.running[0][line][k] = sum;
+  __syncthreads();
   for (int t = threadIdx.x; t < S; t += Math::kThreads) {
-    double over = sums.whole;
-    for (int k = 0; k < S; ++k)
-      over += k < t ? double(sums.left[k]) * chunk.delta[k]
-                    : sums.taken[k] - sums.given[k] * chunk.delta[k] + double(sums.read[k]);
+    const double whole = decayed(sums.running[0][2][S - 1], double(chunk.whole));
+    const double over = whole + sums.running[0][0][S - 1 - t] + sums.running[0][1][t];
     const int64_t cell = chunk.there[t];
     T d_raw = 0, d_rate = 0;
     if (cell >= 0) {
@@ -201,10 +188,12 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kRates) rates(const __gr
     sums.by_step[t] = d_raw, sums.by_rate[t] = d_rate;
   }
   __syncthreads();
-  if (!threadIdx.x) {
-    T by_rate = 0, by_bias = 0;
-    for (int t = 0; t < S; ++t) by_rate += sums.by_rate[t], by_bias += sums.by_step[t];
-    call.by_rate[part] = by_rate, call.by_bias[part] = by_bias;
+  if (threadIdx.x % 32 == 0 && threadIdx.x < 64) {  // in two warps
+    const T* const of = threadIdx.x ? sums.by_step : sums.by_rate;
+    T all = 0;
+#pragma unroll
+    for (int t = 0; t < S; ++t) all += of[t];
+    (threadIdx.x ? call.by_bias : call.by_rate)[part] = all;
   }
 }
 
