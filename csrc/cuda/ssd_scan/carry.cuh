@@ -61,15 +61,24 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kCarries) carry(const __
   const nvsubq_tensor& other = kForward ? a.B : a.C;
   const Rows8 x = rows_of(a.x, row, head, lane, a.head_width);
   const Rows8 group = rows_of(other, row, call.group(head), state, a.states);
+  const Steps steps = call.walk.steps(row, call.block(head));
+  typename Chunk<Math>::Cell ahead;
+  const auto fetch = [&](int i) {
+    const int64_t at_chunk = first + (kForward ? i : count - 1 - i);
+    Chunk<Math>::fetch_cell(ahead, call, steps, at_chunk);
+    Chunk<Math>::fetch_decays(ahead, call, row, head, at_chunk);
+  };
+  if (count) fetch(0);
   T span = 1;
   for (int i = 0; i < count; ++i) {
     const int local = kForward ? i : count - 1 - i;
     if (kPass == Pass::second)
       Math::store(sum, (kForward ? call.states : call.d_states) + call.tile(unit, local, head, lane_tile, state_tile));
     __syncthreads();
-    chunk.read_cells(call, row, call.block(head), first + local);
-    chunk.read_decays(call, row, head, first + local);
+    chunk.put_cell(ahead);
+    chunk.put_decays(ahead);
     read_tile<Math>(matrix, chunk, group);
+    if (i + 1 < count) fetch(i + 1);
     Packs<Math> packs;
     if (kForward)
       packs.read(x, chunk.there);

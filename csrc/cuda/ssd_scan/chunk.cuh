@@ -131,28 +131,54 @@ struct alignas(16) Chunk {
   T since[S], until[S];  // decays from the entering state, and to the leaving one
   T whole;
 
-  __device__ void read_cells(const Call<Math>& call, int64_t row, int64_t block, int64_t chunk) {
-    const Steps steps = call.walk.steps(row, block);
-    for (int i = threadIdx.x; i < S; i += Math::kThreads) {
-      const int64_t step = chunk * S + i;
-      cell[i] = step < call.a.length ? steps.cell(step) : -1;
-      there[i] = step < steps.count ? cell[i] : -1;
-      number[i] = !steps.segment || !steps.count ? 0 : steps.number(step < steps.count ? step : steps.count - 1);
-      if (!i) before = !steps.segment || !steps.count ? 0 : steps.number(step < steps.count ? step - 1 : steps.count - 1);
-    }
+  // What a thread reads for its cell, so that it may be under way early.
+  struct Cell {
+    int64_t cell, there;
+    int number, before;
+    T delta, hi, lo;
+  };
+  static __device__ __forceinline__ void fetch_cell(Cell& to, const Call<Math>& call, const Steps& steps, int64_t chunk) {
+    if (threadIdx.x >= S) return;
+    const int64_t step = chunk * S + threadIdx.x, known = step < steps.count ? step : steps.count - 1;
+    to.cell = step < call.a.length ? steps.cell(step) : -1;
+    to.there = step < steps.count ? to.cell : -1;
+    const bool numbered = steps.segment && steps.count;
+    to.number = numbered ? steps.number(known) : 0;
+    if (!threadIdx.x) to.before = numbered ? steps.number(step < steps.count ? step - 1 : known) : 0;
   }
-  // After `read_cells`, for a head.
-  __device__ void read_decays(const Call<Math>& call, int64_t row, int64_t head, int64_t chunk) {
-    const int64_t first = (row * call.a.heads + head) * call.plan.steps + chunk * S;
-    for (int i = threadIdx.x; i < S; i += Math::kThreads)
-      delta[i] = call.delta[first + i], hi[i] = call.hi[first + i], lo[i] = call.lo[first + i];
+  static __device__ __forceinline__ void fetch_decays(Cell& to, const Call<Math>& call, int64_t row, int64_t head,
+                                                      int64_t chunk) {
+    if (threadIdx.x >= S) return;
+    const int64_t place = (row * call.a.heads + head) * call.plan.steps + chunk * S + threadIdx.x;
+    to.delta = call.delta[place], to.hi = call.hi[place], to.lo = call.lo[place];
+  }
+  __device__ __forceinline__ void put_cell(const Cell& from) {
+    const int i = threadIdx.x;
+    if (i >= S) return;
+    cell[i] = from.cell, there[i] = from.there, number[i] = from.number;
+    if (!i) before = from.before;
+  }
+  // After `put_cell`. All threads call it; it ends with a barrier.
+  __device__ __forceinline__ void put_decays(const Cell& from) {
+    const int i = threadIdx.x;
+    if (i < S) delta[i] = from.delta, hi[i] = from.hi, lo[i] = from.lo;
     __syncthreads();
-    for (int i = threadIdx.x; i < S; i += Math::kThreads) {
+    if (i < S) {
       since[i] = number[i] == before ? exp_of(hi[i] + lo[i]) : T(0);
       until[i] = number[i] == number[S - 1] ? exp_of((hi[S - 1] - hi[i]) + (lo[S - 1] - lo[i])) : T(0);
       if (i == S - 1) whole = since[i];
     }
     __syncthreads();
+  }
+  __device__ __forceinline__ void read_cells(const Call<Math>& call, int64_t row, int64_t block, int64_t chunk) {
+    Cell found;
+    fetch_cell(found, call, call.walk.steps(row, block), chunk);
+    put_cell(found);
+  }
+  __device__ __forceinline__ void read_decays(const Call<Math>& call, int64_t row, int64_t head, int64_t chunk) {
+    Cell found;
+    fetch_decays(found, call, row, head, chunk);
+    put_decays(found);
   }
   // D of the lanes from `first` on; a barrier makes it known.
   __device__ void read_skip(const Call<Math>& call, int64_t head, int first) {

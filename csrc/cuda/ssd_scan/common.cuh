@@ -14,8 +14,9 @@ namespace nvsubq::ssd {
 using Ssd = nvsubq_ssd_scan_args;
 
 constexpr int64_t kSegmentCells = 1024;
-// States of chunks that are in memory at a time; a call runs in rounds of as many segments as fit.
-constexpr int64_t kRoundBytes = int64_t(128) << 20;
+// Bytes of chunks' states that are in memory at a time, at least, and for each element of x. A call runs in rounds of
+// as many segments as fit.
+constexpr int64_t kRoundBytes = int64_t(64) << 20, kRoundElementBytes = 4;
 
 inline bool in_double(const Ssd& a) { return a.flags & NVSUBQ_DOUBLE; }
 // At least one, so that a walk without cells has its states too.
@@ -39,7 +40,8 @@ struct Plan {
         lane_tiles(int(ceil_div(a.head_width, side))),
         state_tiles(int(ceil_div(a.states, side))) {
     const int64_t bytes = segment_chunks * tiles(a) * tile_bytes * (backward ? 2 : 1);
-    const int64_t fit = bytes ? kRoundBytes / bytes : units, rounds = ceil_div(units, fit < 1 ? 1 : fit);
+    const int64_t wide = a.batch * a.length * a.width * kRoundElementBytes, room = wide > kRoundBytes ? wide : kRoundBytes;
+    const int64_t fit = bytes ? room / bytes : units, rounds = ceil_div(units, fit < 1 ? 1 : fit);
     round_units = rounds ? ceil_div(units, rounds) : 0;
   }
   // Of all heads' states after one cell.

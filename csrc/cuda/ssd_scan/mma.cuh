@@ -25,7 +25,7 @@ struct Mma {
   // Warps lie in two rows; each has 32 rows of a tile and `kWide` columns, as fragments of m16n8.
   static constexpr int kAcross = kThreads / 64, kWide = kSide / kAcross, kFragments = kWide / 8;
   // Blocks of a kernel on a multiprocessor, at least.
-  static constexpr int kCarries = 2, kOutputs = 2, kRates = 2, kShares = 2;
+  static constexpr int kCarries = 3, kOutputs = 2, kRates = 2, kShares = 2;
   static constexpr int64_t kTileElements = 2 * kSide * kSide, kTileBytes = kTileElements * int64_t(sizeof(bf16));
 
   template <int Planes>

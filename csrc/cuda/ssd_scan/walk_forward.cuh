@@ -47,11 +47,19 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kOutputs) walk_forward(c
     state[t].each([&](int p, int n, T& v) {
       if (lane + p < a.head_width && t * S + n < a.states) v = call.entering(row, segment, head, lane + p, t * S + n);
     });
+  const Steps steps = call.walk.steps(row, call.block(head));
+  typename Chunk<Math>::Cell ahead;
+  const auto fetch = [&](int i) {
+    Chunk<Math>::fetch_cell(ahead, call, steps, first + i);
+    Chunk<Math>::fetch_decays(ahead, call, row, head, first + i);
+  };
+  if (count) fetch(0);
+  chunk.read_skip(call, head, lane);
   for (int i = 0; i < count; ++i) {
     __syncthreads();
-    chunk.read_cells(call, row, call.block(head), first + i);
-    if (!i) chunk.read_skip(call, head, lane);
-    chunk.read_decays(call, row, head, first + i);
+    chunk.put_cell(ahead);
+    chunk.put_decays(ahead);
+    if (i + 1 < count) fetch(i + 1);
     read_tile<Math>(x, chunk, rows_of(a.x, row, head, lane, a.head_width));
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
