@@ -185,6 +185,9 @@ struct Mma {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(there ? 16 : 0)
                  : "memory");
   }
+  // Ends a group of copies; `wait_older_tiles` leaves the last group under way.
+  static __device__ __forceinline__ void commit_tiles() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  static __device__ __forceinline__ void wait_older_tiles() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
   static __device__ __forceinline__ void wait_tiles() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
   static __device__ __forceinline__ void load(Made& to, const Stored* from) {

@@ -11,8 +11,8 @@ namespace nvsubq::ssd {
 template <class Math>
 struct ShareMemory {
   static constexpr int64_t kGiven = Math::Given::kBytes, kMade = Math::Made::kBytes, kStage = Stage<Math>::kBytes;
-  static constexpr int64_t kX = sizeof(Chunk<Math>), kOut = kX + kGiven, kState = kOut + kMade;
-  static constexpr int64_t kNext = kState + kMade, kBytes = kNext + kMade;
+  static constexpr int64_t kX = sizeof(Chunk<Math>), kOut = kX + kGiven, kStates = kOut + kMade;
+  static constexpr int64_t kBytes = kStates + 4 * kMade;
   static_assert(kStage <= 2 * kMade, "");
 };
 
@@ -24,8 +24,14 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kShares) shares(const __
   extern __shared__ __align__(16) char memory[];
   auto& chunk = *reinterpret_cast<Chunk<Math>*>(memory);
   typename Math::Given x(memory + Memory::kX);
-  typename Math::Made out(memory + Memory::kOut), state(memory + Memory::kState), next(memory + Memory::kNext);
-  Stage<Math> stage(memory + Memory::kState);
+  typename Math::Made out(memory + Memory::kOut);
+  const auto state = [&](int64_t step) {
+    return typename Math::Made(memory + Memory::kStates + step % 2 * 2 * Memory::kMade);
+  };
+  const auto next = [&](int64_t step) {
+    return typename Math::Made(memory + Memory::kStates + (step % 2 * 2 + 1) * Memory::kMade);
+  };
+  Stage<Math> stage(memory + Memory::kStates);
 
   const Ssd& a = call.a;
   const Plan& plan = call.plan;
@@ -37,34 +43,58 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kShares) shares(const __
   if (at_chunk >= plan.chunks) return;
   const int64_t heads = a.heads / a.groups;
 
+  // The states of the next head and tile of lanes are read while this one's are multiplied.
+  const int64_t steps = heads * plan.lane_tiles;
+  const auto read_states = [&](int64_t step) {
+    const int64_t head = group * heads + step / plan.lane_tiles;
+    const int p = int(step % plan.lane_tiles);
+    auto to_state = state(step), to_next = next(step);
+    Math::load(to_state, call.states + call.tile(unit, local, head, p, n));
+    Math::load(to_next, call.d_states + call.tile(unit, local, head, p, n));
+    Math::commit_tiles();
+  };
+  typename Chunk<Math>::Cell decays;
+  Chunk<Math>::fetch_decays(decays, call, row, group * heads, at_chunk);
   chunk.read_cells(call, row, call.block(group * heads), at_chunk);
-  typename Math::Sum d_C, d_B, weights;
-  for (int64_t head = group * heads; head < (group + 1) * heads; ++head) {
+  read_states(0);
+  typename Math::Sum d_C, d_B, weights, between;
+  for (int64_t step = 0; step < steps; ++step) {
+    const int64_t head = group * heads + step / plan.lane_tiles;
+    const int p = int(step % plan.lane_tiles), lane = p * Math::kSide;
     __syncthreads();
-    chunk.read_decays(call, row, head, at_chunk);
-    typename Math::Sum between;
-    for (int p = 0; p < plan.lane_tiles; ++p) {
-      const int lane = p * Math::kSide;
-      __syncthreads();
-      read_tile<Math>(x, chunk, rows_of(a.x, row, head, lane, a.head_width));
-      Math::load(state, call.states + call.tile(unit, local, head, p, n));
-      Math::load(next, call.d_states + call.tile(unit, local, head, p, n));
+    if (!p) {
+      chunk.put_decays(decays);
+      if (step + plan.lane_tiles < steps) Chunk<Math>::fetch_decays(decays, call, row, head + 1, at_chunk);
+    }
+    read_tile<Math>(x, chunk, rows_of(a.x, row, head, lane, a.head_width));
+    Math::commit_tiles();
+    if (step + 1 < steps) read_states(step + 1);
+    {
       Packs<Math> cotangents;
       read_cotangents(cotangents, call, chunk, row, head, lane);
       cotangents.each([&](int r, int c, T(&v)[8]) { out.put8(r, c, v); });
+    }
+    if (step + 1 < steps)
+      Math::wait_older_tiles();
+    else
       Math::wait_tiles();
-      __syncthreads();
-      Math::template add<false, true>(between, out, x);
-      {
-        typename Math::Sum read;
-        Math::template add<false, false>(read, out, state);
-        d_C.with(read, [&](int i, int, T& to, T v) { to += decayed(v, chunk.since[i]); });
-      }
+    __syncthreads();
+    Math::template add<false, true>(between, out, x);
+    {
+      typename Math::Sum read;
+      Math::template add<false, false>(read, out, state(step));
+      d_C.with(read, [&](int i, int, T& to, T v) { to += decayed(v, chunk.since[i]); });
+    }
+    {
       typename Math::Sum given;
-      Math::template add<false, false>(given, x, next);
+      Math::template add<false, false>(given, x, next(step));
       d_B.with(given, [&](int j, int, T& to, T v) { to += decayed(v, chunk.until[j] * chunk.delta[j]); });
     }
-    weights.with(between, [&](int i, int j, T& to, T v) { to += v * (chunk.between(i, j) * chunk.delta[j]); });
+    if (p + 1 < plan.lane_tiles) continue;
+    weights.with(between, [&](int i, int j, T& to, T& v) {
+      to += v * (chunk.between(i, j) * chunk.delta[j]);
+      v = T(0);
+    });
   }
 
   __syncthreads();

@@ -79,6 +79,8 @@ struct Simt {
     return false;
   }
   static __device__ __forceinline__ void copy(Tile&, int, int, const void*, bool) {}
+  static __device__ __forceinline__ void commit_tiles() {}
+  static __device__ __forceinline__ void wait_older_tiles() {}
   static __device__ __forceinline__ void wait_tiles() {}
 
   static __device__ __forceinline__ void store(Sum& sum, Stored* to) {
