@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kCarries) carry(const __
   const int lane_tile = int((task /= plan.state_tiles) % plan.lane_tiles);
   const int64_t head = (task /= plan.lane_tiles) % a.heads, unit = task / a.heads;
   const int64_t row = (call.first_unit + unit) / plan.segments, segment = (call.first_unit + unit) % plan.segments;
-  const bool enters = segment == (kForward ? 0 : plan.segments - 1), ends = segment == (kForward ? plan.segments - 1 : 0);
+  const int64_t last = plan.segments - 1;
+  const bool enters = segment == (kForward ? 0 : last), ends = segment == (kForward ? last : 0);
   if (kPass == Pass::first && ends) return;
 
   const int64_t first = segment * plan.segment_chunks;
@@ -90,6 +91,12 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kCarries) carry(const __
       for (int k = 0; k < 8; ++k) v[k] *= scale;
       rows.put8(r, c, v);
     });
+    if (i + 1 < count && threadIdx.x < Math::kSide) {
+      group.bring_near(ahead.there);
+      if (kForward) x.bring_near(ahead.there);
+      if (!kForward) rows_of(a.d_y, row, head, lane, a.head_width).bring_near(ahead.there);
+      if (!kForward && present(a.z)) rows_of(a.z, row, head, lane, a.head_width).bring_near(ahead.there);
+    }
     Math::wait_tiles();
     __syncthreads();
     const T whole = chunk.whole;

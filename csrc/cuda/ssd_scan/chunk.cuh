@@ -12,6 +12,8 @@ __device__ __forceinline__ T decayed(T state, T by) {
   return by == T(0) ? T(0) : state * by;
 }
 
+__device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
 // Columns of a head or group at the cells of one row, to be taken in packs of 8.
 struct Rows8 {
   char* data;
@@ -27,6 +29,11 @@ struct Rows8 {
     aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && step * bytes % 16 == 0 && width % 8 == 0;
   }
 
+  // Has the first line of a cell's columns brought near, for when it will be read.
+  __device__ __forceinline__ void bring_near(int64_t cell) const {
+    const int64_t bytes = dtype == NVSUBQ_F64 ? 8 : dtype == NVSUBQ_F32 ? 4 : 2;
+    if (cell >= 0) prefetch(data + cell * step * bytes);
+  }
   // Columns c to c + 7 of a cell; those beyond the width, and all of a cell < 0, are zeros. In packs where `aligned`:
   // then a pack is whole or beyond the width.
   template <class T, class S>
@@ -137,7 +144,8 @@ struct alignas(16) Chunk {
     int number, before;
     T delta, hi, lo;
   };
-  static __device__ __forceinline__ void fetch_cell(Cell& to, const Call<Math>& call, const Steps& steps, int64_t chunk) {
+  static __device__ __forceinline__ void fetch_cell(Cell& to, const Call<Math>& call, const Steps& steps,
+                                                    int64_t chunk) {
     if (threadIdx.x >= S) return;
     const int64_t step = chunk * S + threadIdx.x, known = step < steps.count ? step : steps.count - 1;
     to.cell = step < call.a.length ? steps.cell(step) : -1;

@@ -40,7 +40,8 @@ struct Plan {
         lane_tiles(int(ceil_div(a.head_width, side))),
         state_tiles(int(ceil_div(a.states, side))) {
     const int64_t bytes = segment_chunks * tiles(a) * tile_bytes * (backward ? 2 : 1);
-    const int64_t wide = a.batch * a.length * a.width * kRoundElementBytes, room = wide > kRoundBytes ? wide : kRoundBytes;
+    const int64_t wide = a.batch * a.length * a.width * kRoundElementBytes;
+    const int64_t room = wide > kRoundBytes ? wide : kRoundBytes;
     const int64_t fit = bytes ? room / bytes : units, rounds = ceil_div(units, fit < 1 ? 1 : fit);
     round_units = rounds ? ceil_div(units, rounds) : 0;
   }
@@ -57,11 +58,12 @@ struct Call {
   Ssd a;
   Walk walk;
   Plan plan;
-  int64_t first_unit = 0, round = 0;             // the units of this round
+  int64_t first_unit = 0;  // of this round
   T *delta = nullptr, *hi = nullptr, *lo = nullptr;  // [B][H][steps]
   T *borders = nullptr, *spans = nullptr;        // spans: the decay over each segment, [units][H]
   T *d_borders = nullptr;
-  typename Math::Stored *states = nullptr, *d_states = nullptr;  // that enter chunks, and the gradients of those that leave
+  // States that enter chunks, and the gradients of those that leave them.
+  typename Math::Stored *states = nullptr, *d_states = nullptr;
   T *by_rate = nullptr, *by_bias = nullptr, *by_skip = nullptr;  // [B][chunks][H], the last one with P
 
   Call(const Ssd& args, bool backward) : a(args), walk(args), plan(args, Math::kSide, Math::kTileBytes, backward) {}

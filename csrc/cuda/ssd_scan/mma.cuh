@@ -1,7 +1,8 @@
 // Products of square tiles in shared memory on tensor cores, with sums in fp32.
 //
 // A number is one bf16, which holds a bf16 input exactly, or two: hi + lo keeps 16 bits, and all of an fp16. Of the
-// product of two such pairs lo lo is left out where inputs are one. Three keep 24 bits, for what ends up in sums that cancel.
+// product of two such pairs lo lo is left out where inputs are one. Three keep 24 bits, for what ends up in sums that
+// cancel.
 #ifndef NVSUBQ_CUDA_SSD_SCAN_MMA_CUH
 #define NVSUBQ_CUDA_SSD_SCAN_MMA_CUH
 
@@ -38,6 +39,16 @@ struct Mma {
 #pragma unroll
       for (int p = Planes - 1; p >= 0; --p) x += __bfloat162float(data[p * kPlane + r * kPitch + c]);
       return x;
+    }
+    __device__ __forceinline__ void get8(int r, int c, float (&v)[8]) const {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] = 0;
+#pragma unroll
+      for (int p = Planes - 1; p >= 0; --p) {
+        const Pack<bf16, 8> pack = load_pack<bf16, 8>(data + p * kPlane + r * kPitch + c);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] += __bfloat162float(pack.lane[i]);
+      }
     }
     __device__ __forceinline__ void put8(int r, int c, const float (&v)[8]) {
       float rest[8];
@@ -136,7 +147,8 @@ struct Mma {
   template <bool TB>
   static __device__ __forceinline__ void right(uint32_t (&to)[4], const bf16* tile, int k, int c) {
     const int lane = threadIdx.x % 32, low = lane % 8, odd = lane / 8 % 2 * 8, high = lane / 16 * 8;
-    read_matrices<!TB>(to, TB ? tile + (c + low + high) * kPitch + k + odd : tile + (k + low + odd) * kPitch + c + high);
+    const int at = TB ? (c + low + high) * kPitch + k + odd : (k + low + odd) * kPitch + c + high;
+    read_matrices<!TB>(to, tile + at);
   }
 
   template <bool TA, bool TB, int PA, int PB>

@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kOutputs) outputs(const 
     Math::template add<false, true>(y, C, state);
     __syncthreads();
   }
-  scores.put(weights, [&](int i, int j, T s) { return s * (chunk.between(i, j) * chunk.delta[j]); });
+  scores.each([&](int i, int j, T& s) { s *= chunk.between(i, j) * chunk.delta[j]; });
+  scores.put(weights, [](int, int, T s) { return s; });
   y.each([&](int i, int, T& v) { v = decayed(v, chunk.since[i]); });
   __syncthreads();
   Math::template add<false, false>(y, weights, x);

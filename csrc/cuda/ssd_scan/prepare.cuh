@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(kPreparedHeads* Math::kSide) prepare(const __g
 template <class Math>
 int prepare_all(const Call<Math>& call, cudaStream_t stream) {
   const int64_t blocks = call.a.batch * call.plan.chunks * ceil_div(call.a.heads, kPreparedHeads);
-  return launch("ssd_scan's steps", prepare<Math>, dim3(unsigned(blocks)), dim3(kPreparedHeads * Math::kSide), 0, stream,
-                call);
+  return launch("ssd_scan's steps", prepare<Math>, dim3(unsigned(blocks)), dim3(kPreparedHeads * Math::kSide), 0,
+                stream, call);
 }
 
 }  // namespace nvsubq::ssd

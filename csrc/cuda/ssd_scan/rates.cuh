@@ -86,7 +86,8 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kRates) rates(const __gr
       Math::template add<false, true>(y, C, state);
       Math::template add<false, true>(d_x, B, next);
 #pragma unroll 4
-      for (int i = threadIdx.x; i < S * S; i += Math::kThreads) whole += state.get(i / S, i % S) * next.get(i / S, i % S);
+      for (int i = threadIdx.x; i < S * S; i += Math::kThreads)
+        whole += state.get(i / S, i % S) * next.get(i / S, i % S);
       __syncthreads();
     }
     Math::template add<false, true>(products, out, x);

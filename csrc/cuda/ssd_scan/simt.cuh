@@ -24,6 +24,10 @@ struct Simt {
     static constexpr int kBytes = kSide * kPitch * int(sizeof(T));
     __device__ explicit Tile(char* memory) : data(reinterpret_cast<T*>(memory)) {}
     __device__ __forceinline__ T get(int r, int c) const { return data[r * kPitch + c]; }
+    __device__ __forceinline__ void get8(int r, int c, T (&v)[8]) const {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] = data[r * kPitch + c + i];
+    }
     __device__ __forceinline__ void put8(int r, int c, const T (&v)[8]) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) data[r * kPitch + c + i] = v[i];

@@ -55,11 +55,12 @@ __device__ __forceinline__ void write_outputs(const Call<Math>& call, const Chun
   const Rows8 to = rows_of(a.y, row, head, lane, a.head_width);
   gates.each([&](int r, int c, T(&gate)[8]) {
     if (chunk.cell[r] < 0 || lane + c >= a.head_width) return;
-    T v[8];
+    T v[8], given[8];
     stage.take8(r, c, v);
+    x.get8(r, c, given);
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      if (present(a.D)) v[k] += chunk.skip[c + k] * x.get(r, c + k);
+      if (present(a.D)) v[k] += chunk.skip[c + k] * given[k];
       if (present(a.z)) v[k] *= silu(gate[k]);
     }
     to.write(chunk.cell[r], c, v);

@@ -20,7 +20,8 @@ struct WalkMemory {
 
 // A block per unit, head and tile of lanes.
 template <class Math, int kTiles>
-__global__ void __launch_bounds__(Math::kThreads, Math::kOutputs) walk_forward(const __grid_constant__ Call<Math> call) {
+__global__ void __launch_bounds__(Math::kThreads, Math::kOutputs)
+    walk_forward(const __grid_constant__ Call<Math> call) {
   using T = typename Math::T;
   using Memory = WalkMemory<Math, kTiles>;
   constexpr int S = Math::kSide;
@@ -78,7 +79,8 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kOutputs) walk_forward(c
       typename Math::Sum scores;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) Math::template add<false, true>(scores, C(t), B(t));
-      scores.put(weights, [&](int i, int j, T s) { return s * (chunk.between(i, j) * chunk.delta[j]); });
+      scores.each([&](int i, int j, T& s) { s *= chunk.between(i, j) * chunk.delta[j]; });
+      scores.put(weights, [](int, int, T s) { return s; });
     }
     typename Math::Sum y;
 #pragma unroll
@@ -90,10 +92,15 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kOutputs) walk_forward(c
     Packs<Math> packs;
     packs.each([&](int r, int c, T(&v)[8]) {
       const T scale = chunk.until[r] * chunk.delta[r];
+      x.get8(r, c, v);
 #pragma unroll
-      for (int k = 0; k < 8; ++k) v[k] = x.get(r, c + k) * scale;
+      for (int k = 0; k < 8; ++k) v[k] *= scale;
       rows.put8(r, c, v);
     });
+    if (i + 1 < count && threadIdx.x < S) {
+      rows_of(a.x, row, head, lane, a.head_width).bring_near(ahead.there);
+      if (present(a.z)) rows_of(a.z, row, head, lane, a.head_width).bring_near(ahead.there);
+    }
     if (present(a.z)) packs.read(rows_of(a.z, row, head, lane, a.head_width), chunk.there);
     __syncthreads();
     const T whole = chunk.whole;
