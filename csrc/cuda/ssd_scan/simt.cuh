@@ -36,6 +36,7 @@ struct Simt {
   using Given = Tile;
   using Made = Tile;
   using Fine = Tile;
+  using Rough = Tile;
 
   struct Sum {
     T v[4];
