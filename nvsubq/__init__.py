@@ -20,6 +20,7 @@ _HOME = {
     "MambaND": "nvsubq.nd",
     "NDBackbone": "nvsubq.models",
     "NDSegmenter": "nvsubq.models",
+    "NDUNet": "nvsubq.models",
     "LazyConfig": "nvsubq.lazy_config",
     "instantiate": "nvsubq.lazy_config",
     "validate": "nvsubq.lazy_config",
@@ -29,6 +30,7 @@ _HOME = {
     "allow_targets": "nvsubq.lazy_config",
     "ConfigError": "nvsubq.lazy_config",
     "PLACEHOLDER": "nvsubq.lazy_config",
+    "generate": "nvsubq.cores.generation",
     "load_weights": "nvsubq.compat.weights",
     "backends": "nvsubq.ops",
     "use_backend": "nvsubq.ops",
@@ -42,11 +44,13 @@ __all__ = [
     "NDBackbone",
     "NDMixer",
     "NDSegmenter",
+    "NDUNet",
     "__version__",
     "allow_targets",
     "as_factory",
     "backends",
     "from_yaml",
+    "generate",
     "instantiate",
     "load_weights",
     "to_yaml",
@@ -56,6 +60,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from nvsubq.compat.weights import load_weights
+    from nvsubq.cores.generation import generate
     from nvsubq.lazy_config import (
         PLACEHOLDER,
         ConfigError,
@@ -67,7 +72,7 @@ if TYPE_CHECKING:
         to_yaml,
         validate,
     )
-    from nvsubq.models import NDBackbone, NDSegmenter
+    from nvsubq.models import NDBackbone, NDSegmenter, NDUNet
     from nvsubq.nd import MambaND, NDMixer
     from nvsubq.ops import backends, use_backend
 

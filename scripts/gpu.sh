@@ -9,4 +9,4 @@ python="${PYTHON:-python3}"
     exit 1
 }
 "$python" -c 'from nvsubq.ops import native; raise SystemExit(native.inactive("cuda"))'
-exec "$python" -m pytest -m gpu -q tests/ops tests/cores tests/bench "$@"
+exec "$python" -m pytest -m gpu -q tests/ops tests/bench tests/cores "$@"

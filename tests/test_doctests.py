@@ -14,6 +14,7 @@ HOME = Path(nvsubq.__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(HOME.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in HOME.rglob("*.py")
+    if path.name != "timm_models.py"  # it registers with timm when imported, which need not be there
 )
 
 

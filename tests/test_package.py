@@ -39,10 +39,10 @@ def test_public_names_are_pinned() -> None:
     import nvsubq
 
     assert set(nvsubq.__all__) == {
-        "__version__", "NDMixer", "MambaND", "NDBackbone", "NDSegmenter",
+        "__version__", "NDMixer", "MambaND", "NDBackbone", "NDSegmenter", "NDUNet",
         "LazyConfig", "instantiate", "validate", "as_factory", "to_yaml", "from_yaml", "allow_targets",
         "ConfigError", "PLACEHOLDER",
-        "load_weights",
+        "generate", "load_weights",
         "backends", "use_backend",
     }  # fmt: skip
     for name in nvsubq.__all__:

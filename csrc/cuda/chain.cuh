@@ -28,15 +28,17 @@ __host__ __device__ __forceinline__ int64_t borders(int64_t length, int tile) {
 // How channels, rows and steps are spread over blocks.
 struct Tiling {
   int64_t run;                         // channels of one block of the walk
-  int groups_of_block, groups, tiles;  // groups of 32 channels; tiles of a walk
+  int groups_of_block, groups, tiles;  // groups of 32 lanes; tiles of a walk
   int warps;                           // of a CUDA block, each with its chunk
+  int lanes;                           // neighbouring channels of a lane
 
   // Tiles of at most `warps` chunks of `steps` steps, all alike if they are `even`. A rule of the length alone.
   template <class Args>
-  static Tiling of(const Args& a, int warps, int steps, bool even) {
+  static Tiling of(const Args& a, int warps, int steps, bool even, int lanes = 1) {
     Tiling t;
     t.run = a.width / a.blocks;
-    t.groups_of_block = int(ceil_div(t.run, 32));
+    t.lanes = lanes;
+    t.groups_of_block = int(ceil_div(t.run, 32 * lanes));
     t.groups = t.groups_of_block * int(a.blocks);
     const int64_t chunks = ceil_div(a.length < 1 ? 1 : a.length, steps);
     t.tiles = int(ceil_div(chunks, warps));
@@ -69,7 +71,7 @@ struct Links {
   template <class N, class Args>
   static Links in(Arena& arena, const Args& a, const Tiling& t) {
     Links links;
-    links.columns = a.batch * t.groups * 32;
+    links.columns = a.batch * t.groups * 32 * t.lanes;
     const int64_t words = t.tiles > 1 ? links.columns * t.tiles * 3 * int64_t(sizeof(N) / 4) : 0;
     links.ticket = arena.take<uint32_t>(t.tiles > 1 ? 1 : 0);
     links.words = arena.take<uint64_t>(words);
@@ -156,8 +158,8 @@ struct Tile {
 
 // And this thread's place in it.
 struct TilePlace : Tile {
-  int channel;
-  bool live;  // whether there is such a channel
+  int channel;  // the first of this lane
+  bool live;    // whether there is such a channel
 
   __device__ __forceinline__ TilePlace(const Tiling& t, const Links& links, Tile* shared) {
     if (threadIdx.x == 0) {
@@ -168,12 +170,14 @@ struct TilePlace : Tile {
     }
     __syncthreads();
     *static_cast<Tile*>(this) = *shared;
-    const int within = (group - block * t.groups_of_block) * 32 + int(threadIdx.x & 31);
+    const int within = ((group - block * t.groups_of_block) * 32 + int(threadIdx.x & 31)) * t.lanes;
     live = within < t.run;
     channel = block * int(t.run) + within;
   }
   // Among the places of links of one rank and kind.
-  __device__ __forceinline__ int64_t column() const { return int64_t(abreast) * 32 + (threadIdx.x & 31); }
+  __device__ __forceinline__ int64_t column(int which = 0, int lanes = 1) const {
+    return (int64_t(abreast) * lanes + which) * 32 + (threadIdx.x & 31);
+  }
 };
 
 // What the warps of a block tell each other, by chunk and channel: what a chunk does to a state.
@@ -210,6 +214,22 @@ __device__ __forceinline__ Link<N> chunks_before(const TileMemory<N, WARPS>& mem
   return link;
 }
 
+// The state that enters the tile, in a column of the links; `s` enters the walk. Blocks that follow get what leaves it.
+template <bool BACK, class N, int WARPS>
+__device__ __forceinline__ N linked(const TileMemory<N, WARPS>& memory, const Tiling& t, const Links& links,
+                                    const Tile& tile, int64_t column, N s) {
+  if (t.tiles == 1) return s;
+  const Link<N> all = chunks_before<BACK>(memory, t, BACK ? -1 : t.warps);
+  const bool last = tile.rank == t.tiles - 1;
+  if (tile.rank && !last) {
+    tell(links, tile.rank, kProduct, column, all.product);
+    tell(links, tile.rank, kSum, column, all.sum);
+  }
+  if (tile.rank) s = look_back(links, tile.rank, column, s);
+  if (!last) tell(links, tile.rank, kState, column, fold(all.product, all.sum, s));
+  return s;
+}
+
 // The state that enters the chunk of this warp, once each chunk's product and sum are in `memory`. One warp gets, from
 // other blocks, the state that enters the tile; `initial` enters the walk.
 template <bool BACK, class N, int WARPS>
@@ -218,18 +238,8 @@ __device__ __forceinline__ N entering_state(TileMemory<N, WARPS>& memory, const 
   const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) / 32;
   Link<N> before;
   if (warp == (BACK ? t.warps - 1 : 0)) {
-    N s = place.live ? read_state<N>(initial, place.row, place.channel) : N{};
-    if (t.tiles > 1) {
-      const Link<N> all = chunks_before<BACK>(memory, t, BACK ? -1 : t.warps);
-      const bool last = place.rank == t.tiles - 1;
-      if (place.rank && !last) {
-        tell(links, place.rank, kProduct, place.column(), all.product);
-        tell(links, place.rank, kSum, place.column(), all.sum);
-      }
-      if (place.rank) s = look_back(links, place.rank, place.column(), s);
-      if (!last) tell(links, place.rank, kState, place.column(), fold(all.product, all.sum, s));
-    }
-    memory.entering[lane] = s;
+    const N s = place.live ? read_state<N>(initial, place.row, place.channel) : N{};
+    memory.entering[lane] = linked<BACK>(memory, t, links, place, place.column(), s);
   } else {
     before = chunks_before<BACK>(memory, t, warp);  // while that warp waits
   }

@@ -76,6 +76,35 @@ __device__ __forceinline__ void store_pack(S* p, const Pack<S, V>& x) {
   *reinterpret_cast<Pack<S, V>*>(p) = x;
 }
 
+// The same of what is read, or written, once: it need not stay in a cache.
+template <class S, int V>
+__device__ __forceinline__ Pack<S, V> load_once(const S* p) {
+  Pack<S, V> x;
+  if constexpr (sizeof x == 8) {
+    uint2 bits;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(bits.x), "=r"(bits.y) : "l"(p));
+    *reinterpret_cast<uint2*>(&x) = bits;
+  } else if constexpr (sizeof x == 16) {
+    uint4 bits;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(p));
+    *reinterpret_cast<uint4*>(&x) = bits;
+  } else {
+    x = load_pack<S, V>(p);
+  }
+  return x;
+}
+template <class S, int V>
+__device__ __forceinline__ void store_once(S* p, const Pack<S, V>& x) {
+  if constexpr (sizeof x == 8)
+    __stcs(reinterpret_cast<uint2*>(p), *reinterpret_cast<const uint2*>(&x));
+  else if constexpr (sizeof x == 16)
+    __stcs(reinterpret_cast<uint4*>(p), *reinterpret_cast<const uint4*>(&x));
+  else
+    store_pack<S, V>(p, x);
+}
+
 // A tensor [B, L, D] of one dtype as a kernel takes it; the last axis is contiguous.
 template <class S>
 struct Rows {

@@ -28,7 +28,7 @@ def new_console() -> Console:
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, 160))
+    return console if console.is_terminal else Console(width=max(console.width, 220))
 
 
 def show_head(console: Console, lines: Mapping[str, str]) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from nvsubq.cores import LTV_LRNN
 
+_HELD = {"conv_state", "lrnn_state", "ssm_state", "seqlen_offset"}  # of a cache, in the protocol's states
+
 
 class InferenceParams(Protocol):
     """What a model hands to its layers; the model advances the offset."""
@@ -77,6 +79,12 @@ class InferenceParamsForms(LTV_LRNN):
         return self._as_states(cache)
 
     def _as_states(self, cache: dict[str, Any]) -> tuple[Any, Tensor]:
+        more = sorted(cache.keys() - _HELD)
+        if more:
+            raise ValueError(
+                f"{type(self).__name__} keeps {', '.join(more)} in its cache: the streaming protocol of "
+                "mamba_ssm has room for `conv_state` and `ssm_state` alone."
+            )
         return cache.get("conv_state"), cache["lrnn_state"]
 
     def _as_cache(self, conv_state: Any, ssm_state: Tensor, offset: int) -> dict[str, Any]:

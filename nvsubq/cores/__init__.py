@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvsubq.cores.attention import Attention
-    from nvsubq.cores.base import LTV_LRNN, Core
-    from nvsubq.cores.cache import clone_cache, detach_cache, move_cache, reorder_cache
+    from nvsubq.cores.base import LTV_LRNN, Core, mask_absent
+    from nvsubq.cores.cache import clone_cache, detach_cache, move_cache, reorder_cache, write_cache
     from nvsubq.cores.mamba import Mamba
     from nvsubq.cores.mamba2 import Mamba2
     from nvsubq.cores.rglru import RGLRU
@@ -26,8 +26,10 @@ __all__ = [
     "Mamba2",
     "clone_cache",
     "detach_cache",
+    "mask_absent",
     "move_cache",
     "reorder_cache",
+    "write_cache",
 ]
 
 _FILES = {
@@ -41,8 +43,10 @@ _FILES = {
     "Mamba2": "mamba2",
     "clone_cache": "cache",
     "detach_cache": "cache",
+    "mask_absent": "base",
     "move_cache": "cache",
     "reorder_cache": "cache",
+    "write_cache": "cache",
 }
 
 

@@ -48,6 +48,7 @@ class Attention(LTV_LRNN):
     """
 
     discretizations = DISCRETIZATIONS["Attention"]
+    capturable = False  # each step attends to one more key
 
     def __init__(
         self,

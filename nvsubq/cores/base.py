@@ -29,8 +29,9 @@ _MARKS = ("_no_weight_decay", "_no_reinit")
 class LTV_LRNN(nn.Module, ABC):
     """Base of the linear time-varying cores: `forward`, `step`, `allocate_inference_cache` over `[B, L, C]`.
 
-    A subclass sets `d_model`, and `use_fast_path` and `layer_idx` where it has them, and says in
-    `discretizations` what it takes.
+    A subclass sets `d_model`, and `use_fast_path` and `layer_idx` where it has them. It says in
+    `discretizations` what it takes, and in `capturable` whether a CUDA graph may replay its step: True where
+    that reads and writes nothing but tensors, those of the cache in place, and not `seqlen_offset`.
 
     Args:
         discretization: one of the class's `discretizations`; `no_discretization` means that the core's
@@ -43,6 +44,7 @@ class LTV_LRNN(nn.Module, ABC):
 
     discretizations: ClassVar[tuple[str | None, ...]] = DISCRETIZATIONS["LTV_LRNN"]
     causal: bool = True
+    capturable: bool | None = None
     use_fast_path: bool = True
     layer_idx: int | None = None
     d_model: int

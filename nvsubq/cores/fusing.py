@@ -22,15 +22,24 @@ def weights_of(part: nn.Module | None, kind: type[nn.Module]) -> Weights | None:
         >>> _ = linear.register_forward_hook(lambda *_: None)
         >>> weights_of(linear, nn.Linear)
     """
-    if type(part) is not kind:
+    if not is_plain(part, kind):
         return None
-    own = vars(part)
-    if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
-        return None
-    if _global._global_forward_hooks or _global._global_forward_pre_hooks:
-        return None
-    found: Weights = own["_parameters"]
+    found: Weights = vars(part)["_parameters"]
     return found if "weight" in found else None
+
+
+def is_plain(part: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether calling `part` is `kind.forward` and nothing else, in both passes."""
+    if type(part) is not kind:
+        return False
+    own = vars(part)
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(own[name] for name in hooks) or "forward" in own:
+        return False
+    everywhere = _global._global_forward_hooks, _global._global_forward_pre_hooks
+    return (
+        not any(everywhere) and not _global._global_backward_hooks and not _global._global_backward_pre_hooks
+    )
 
 
 def linears_of(core: nn.Module, *names: str) -> list[Weights] | None:

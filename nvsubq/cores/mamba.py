@@ -23,8 +23,10 @@ from nvsubq.cores.base import (
 )
 from nvsubq.cores.branches import convolve, convolve_step, make_branches, make_states, parse_dilations
 from nvsubq.cores.cache import check_cache, own_states, write_cache
-from nvsubq.cores.fusing import linears_of, own_of, weights_of
+from nvsubq.cores.fusing import is_plain, linears_of, own_of, weights_of
 from nvsubq.ops import mamba_inner, selective_scan, selective_state_update
+from nvsubq.ops.mamba_walks import mamba_walks
+from nvsubq.ops.mamba_weights import MambaWeights
 from nvsubq.ops.numerics import inverse_softplus
 from nvsubq.ops.steps import mamba_step
 
@@ -77,6 +79,7 @@ class Mamba(LTV_LRNN):
     """
 
     discretizations = DISCRETIZATIONS["Mamba"]
+    capturable = True
 
     def __init__(
         self,
@@ -245,6 +248,59 @@ class Mamba(LTV_LRNN):
             write_cache(inference_cache, length, conv_state=conv_state, lrnn_state=state)
         out = self.out_proj(y)
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
+
+    def walk_with(
+        self, other: nn.Module, hidden_states: Tensor, order: Tensor | None, reverse: tuple[bool, bool]
+    ) -> Tensor | None:
+        """Run this core and another over the same cells and add them up, in fewer and larger steps.
+
+        Args:
+            other: the second core.
+            hidden_states: input `[B, L, C]`.
+            order: `[L]`, the cells in the order of both walks.
+            reverse: for each core, whether it walks from the end.
+
+        Returns:
+            the sum `[B, L, C]`, or None where it is to be made of two calls: on another device than CUDA,
+            with hooks or other modules in some place, and where no compiled kernels serve it.
+        """
+        if not hidden_states.is_cuda:  # on a CPU there is nothing to gain: no launches, and caches are small
+            return None
+        if not (is_plain(self, Mamba) and is_plain(other, Mamba) and isinstance(other, Mamba)):
+            return None
+        how = self.discretization, self.backend
+        mine, theirs = self.weights_together(), other.weights_together()
+        if mine is None or theirs is None or how != (other.discretization, other.backend):
+            return None
+        return mamba_walks(
+            hidden_states,
+            (mine, theirs),
+            order=order,
+            reverse=reverse,
+            discretization=how[0],  # type: ignore[arg-type]
+            backend=how[1],
+        )
+
+    def weights_together(self) -> MambaWeights | None:
+        """The weights if they say all that `forward` does."""
+        if torch.compiler.is_compiling() or not self._is_fusable():
+            return None
+        linears = linears_of(self, "in_proj", "x_proj", "dt_proj", "out_proj")
+        conv, own = weights_of(self.conv1d, nn.Conv1d), own_of(self, "A_log", "D")
+        if linears is None or conv is None or own is None:
+            return None
+        first, low, dt, last = linears
+        if (
+            first["bias"] is not None
+            or low["bias"] is not None
+            or last["bias"] is not None
+            or dt["bias"] is None
+        ):
+            return None
+        return MambaWeights(
+            first["weight"], conv["weight"], conv["bias"], low["weight"], dt["weight"], dt["bias"],
+            own["A_log"], own["D"], last["weight"],
+        )  # fmt: skip
 
     def step(
         self, x: Tensor, inference_cache: dict[str, Any], integration_timesteps: Tensor | None = None

@@ -75,6 +75,7 @@ class Mamba2(LTV_LRNN):
     """
 
     discretizations = DISCRETIZATIONS["Mamba2"]
+    capturable = True
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from nvsubq.cores.base import (
     parse_dtype,
     state_dtype,
 )
+from nvsubq.cores.beginnings import has_begun, lead_in
 from nvsubq.cores.block_linear import BlockLinear
 from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import linears_of, own_of, weights_of
@@ -50,6 +51,8 @@ class RGLRU(LTV_LRNN):
         dtype: of the parameters; `a_log` is fp32 at least.
         gate_blocks: number n of equal blocks of W_r and W_i, whose weights are then `[n, D/n, D/n]`.
         a_init: what is uniform in `a_init_range` at the start: "a" or "a_c".
+        normalize_first: False: the first input of a sequence is not scaled by the square root, as in
+            recurrentgemma; the cache then knows which rows have begun.
         gelu: "erf", or its approximation by "tanh".
 
     Raises:
@@ -64,6 +67,7 @@ class RGLRU(LTV_LRNN):
     """
 
     discretizations = DISCRETIZATIONS["RGLRU"]
+    capturable = True
 
     def __init__(
         self,
@@ -81,6 +85,7 @@ class RGLRU(LTV_LRNN):
         *,
         gate_blocks: int = 1,
         a_init: str = "a",
+        normalize_first: bool = True,
         gelu: str = "erf",
     ) -> None:
         super().__init__(None)
@@ -104,6 +109,7 @@ class RGLRU(LTV_LRNN):
             raise ValueError(f"`gate_blocks` (={gate_blocks}) must divide the inner width (={self.d_inner}).")
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
         self.gate_blocks, self.a_init, self.gelu = gate_blocks, a_init, gelu
+        self.normalize_first = bool(normalize_first)
 
         D = self.d_inner
         dtype = parse_dtype(dtype)
@@ -170,19 +176,34 @@ class RGLRU(LTV_LRNN):
         h = mask_absent(hidden_states, seq_idx)
         gate, x = self.gate_proj(h), self.in_proj(h)  # (B, L, D) each
         conv = self.conv1d.weight[:, 0], self.conv1d.bias
-        options = self._scan_options() | walk
         if inference_cache is None:
             u: Any = causal_conv1d(x, *conv, **walk)
+            options = self._scan_options() | {"normalize_first": self.normalize_first} | walk
             y: Any = rglru_scan(*self._scan_inputs(u, gate), **options)
         else:
-            walk |= {"initial_state": inference_cache["conv_state"], "return_final_state": True}
-            u, conv_state = causal_conv1d(x, *conv, **walk)
-            options |= {"initial_state": inference_cache["lrnn_state"][..., 0], "return_final_state": True}
-            y, state = rglru_scan(*self._scan_inputs(u, gate), **options)
-            length = hidden_states.shape[1]
-            write_cache(inference_cache, length, conv_state=conv_state, lrnn_state=state[..., None])
+            options = walk | {"initial_state": inference_cache["conv_state"], "return_final_state": True}
+            u, conv_state = causal_conv1d(x, *conv, **options)
+            y, states = self._scan_on(u, gate, inference_cache, walk)
+            write_cache(inference_cache, x.shape[1], conv_state=conv_state, **states)
         out = self.out_proj(y)
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
+
+    def _scan_on(
+        self, x: Tensor, gate: Tensor, cache: dict[str, Any], walk: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scan the convolved `x` `[B, L, D]` from the cached state: y, and what the cache gets."""
+        x, r, i, a_log, gate = self._scan_inputs(x, gate)
+        options = {"initial_state": cache["lrnn_state"][..., 0], "return_final_state": True}
+        options |= self._scan_options() | walk
+        if self.normalize_first:
+            y, state = rglru_scan(x, r, i, a_log, gate, **options)
+            return y, {"lrnn_state": state[..., None]}
+        length, seq_idx = x.shape[1], walk["seq_idx"]
+        options |= lead_in(cache["begun"], length, seq_idx, walk["order"]) | {"normalize_first": False}
+        x, r, i, gate = (F.pad(t, (0, 0, 1, 0)) for t in (x, r, i, gate))
+        y, state = rglru_scan(x, r, i, a_log, gate, **options)
+        begun = has_begun(cache["begun"], length, seq_idx)
+        return y[:, 1:], {"lrnn_state": state[..., None], "begun": begun}
 
     def step(
         self,
@@ -217,7 +238,7 @@ class RGLRU(LTV_LRNN):
 
     def _fused_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor | None:
         """The step in one call, or None where the parts or the moment do not allow it."""
-        if torch.compiler.is_compiling() or self.gelu != "erf":
+        if torch.compiler.is_compiling() or self.gelu != "erf" or not self.normalize_first:
             return None
         names = ("in_proj", "gate_proj", "recurrent_gate_proj", "input_gate_proj", "out_proj")
         linears, conv = linears_of(self, *names), weights_of(self.conv1d, nn.Conv1d)
@@ -258,12 +279,17 @@ class RGLRU(LTV_LRNN):
             self.conv1d.bias,
             backend=self.backend,
         )
-        y = rglru_state_update(
-            cache["lrnn_state"][..., 0],
-            *self._scan_inputs(x, gate),
-            **self._scan_options(),
-            backend=self.backend,
-        )
+        state, inputs, options = cache["lrnn_state"][..., 0], self._scan_inputs(x, gate), self._scan_options()
+        if self.normalize_first:
+            y = rglru_state_update(state, *inputs, **options, backend=self.backend)
+        else:
+            x, r, i, a_log, gate = inputs
+            rglru_state_update(state, x, r, i, a_log, **options, backend=self.backend)
+            first = torch.sigmoid(i.to(state.dtype) + options["i_bias"]) * x  # before it, the state was 0
+            state.copy_(torch.where(cache["begun"][:, None], state, first))
+            cache["begun"].fill_(True)
+            y = state * F.gelu(gate.to(state.dtype), approximate="none" if self.gelu == "erf" else "tanh")
+            y = y.to(x.dtype)
         out: Tensor = self.out_proj(y)[:, None]
         return out
 
@@ -279,13 +305,14 @@ class RGLRU(LTV_LRNN):
 
         Returns:
             `conv_state` `[B, D, K]`, newest last, `lrnn_state` `[B, D, 1]`, the same under the seed's
-            `ssm_state`, and `seqlen_offset`.
+            `ssm_state`, and `seqlen_offset`; without `normalize_first` also `begun` `[B]`, true for the rows
+            that had a cell.
         """
         weight = self.conv1d.weight
         dtype = weight.dtype if dtype is None else parse_dtype(dtype)
         exact = state_dtype(weight.dtype)
         state = torch.zeros(batch_size, self.d_inner, 1, dtype=exact, device=weight.device)
-        return {
+        cache = {
             "conv_state": torch.zeros(
                 batch_size, self.d_inner, self.d_conv, dtype=dtype, device=weight.device
             ),
@@ -293,6 +320,9 @@ class RGLRU(LTV_LRNN):
             "ssm_state": state,
             "seqlen_offset": 0,
         }
+        if not self.normalize_first:
+            cache["begun"] = torch.zeros(batch_size, dtype=torch.bool, device=weight.device)
+        return cache
 
     def _scan_inputs(self, x: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
         """x, the logits r and i without biases, a_log and the gate, from the convolved `x` `[..., D]`."""

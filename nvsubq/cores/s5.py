@@ -64,6 +64,7 @@ class S5(LTV_LRNN):
     """
 
     discretizations = DISCRETIZATIONS["S5"]
+    capturable = True
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class S7(LTV_LRNN):
     """
 
     discretizations = DISCRETIZATIONS["S7"]
+    capturable = True
 
     def __init__(
         self,

@@ -7,5 +7,16 @@ from nvsubq.data.image_folder import ImageFolder
 from nvsubq.data.mni152 import MNI152
 from nvsubq.data.nifti_folder import NiftiFolder
 from nvsubq.data.sample import Sample
+from nvsubq.data.textures import TextureRotation
 
-__all__ = ["MNI152", "DataError", "DataModule", "Digits", "ImageFolder", "MNIST5k", "NiftiFolder", "Sample"]
+__all__ = [
+    "MNI152",
+    "DataError",
+    "DataModule",
+    "Digits",
+    "ImageFolder",
+    "MNIST5k",
+    "NiftiFolder",
+    "Sample",
+    "TextureRotation",
+]

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MLP", "NORMS", "Block", "DropPath", "make_norm"]
+from nvsubq.models.patch import CONVOLUTIONS
+
+__all__ = ["MLP", "NORMS", "Block", "DropPath", "LocalConv", "make_norm"]
 
 NORMS = ("layernorm", "rmsnorm")
 
@@ -61,8 +63,34 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
+class LocalConv(nn.Module):
+    """A depthwise convolution over the cells of a channels-last field.
+
+    Args:
+        spatial_dims: rank of the field.
+        dim: channels `C`.
+        kernel_size: an odd number of cells along each axis.
+
+    Example:
+        >>> LocalConv(2, 8, 3)(torch.randn(2, 5, 7, 8)).shape
+        torch.Size([2, 5, 7, 8])
+    """
+
+    def __init__(self, spatial_dims: int, dim: int, kernel_size: int) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"`local_conv` (={kernel_size}) must be odd: a cell lies in its middle.")
+        self.conv = CONVOLUTIONS[spatial_dims](dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, *grid, C]` to the same shape."""
+        return self.conv(x.movedim(-1, 1)).movedim(1, -1)
+
+
 class Block(nn.Module):
     """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``, on channels-last fields `[B, *grid, C]`.
+
+    With `local_conv` before both ``x + conv(x)``: what is near along an axis may be far along the walk.
 
     Args:
         dim: width `C`.
@@ -71,6 +99,7 @@ class Block(nn.Module):
         norm: "layernorm" or "rmsnorm".
         drop_rate: dropout in the MLP.
         drop_path_rate: stochastic depth of both branches.
+        local_conv: a `LocalConv`, or None.
 
     Example:
         >>> import torch
@@ -87,8 +116,10 @@ class Block(nn.Module):
         norm: str = "layernorm",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_conv: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.local_conv = local_conv
         self.norm1 = make_norm(norm, dim)
         self.mixer = mixer
         hidden = round(dim * mlp_ratio)
@@ -96,12 +127,22 @@ class Block(nn.Module):
         self.mlp = MLP(dim, hidden, drop_rate) if hidden else None
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, *grid, C]` to the same shape."""
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
+    def forward(self, x: Tensor, spatial: torch.Size | None = None) -> Tensor:
+        """Map `[B, *grid, C]` to the same shape; given `spatial`, cells and a token, `[B, L + 1, C]`."""
+        if self.local_conv is not None:
+            x = x + self._near(x, spatial)
+        mixed = self.mixer(self.norm1(x)) if spatial is None else self.mixer(self.norm1(x), spatial)
+        x = x + self.drop_path(mixed)
         if self.mlp is not None and self.norm2 is not None:
             x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
+
+    def _near(self, x: Tensor, spatial: torch.Size | None) -> Tensor:
+        assert self.local_conv is not None
+        if spatial is None:
+            return self.local_conv(x)
+        cells = self.local_conv(x[:, :-1].unflatten(1, spatial)).flatten(1, -2)
+        return torch.cat([cells, torch.zeros_like(x[:, -1:])], 1)  # a token has no neighbours
 
 
 def drop_path_rates(depth: int, rate: float) -> list[float]:

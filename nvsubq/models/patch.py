@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ConvNd", "ConvStem", "PatchEmbed", "PatchExpand"]
+__all__ = ["ConvNd", "ConvStem", "PatchEmbed", "PatchExpand", "PatchMerge"]
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -128,6 +128,38 @@ class ConvStem(nn.Module):
         for i, conv in enumerate(self.convs):
             x = conv(F.gelu(x) if i else x)
         return x
+
+
+class PatchMerge(nn.Module):
+    """Half the grid along every axis: a linear map of the 2^rank tokens that become one.
+
+    Odd sizes are filled with zeros at the far end, so that every token has a real one below it.
+
+    Args:
+        spatial_dims: rank of the grid.
+        dim: channels of a token.
+        out_dim: channels of a merged one.
+
+    Example:
+        >>> import torch
+        >>> PatchMerge(2, 8, 16)(torch.randn(2, 7, 8, 8)).shape
+        torch.Size([2, 4, 4, 16])
+    """
+
+    def __init__(self, spatial_dims: int, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim * 2**spatial_dims, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, *grid, dim]` to `[B, *ceil(grid / 2), out_dim]`."""
+        batch, *grid, dim = x.shape
+        if any(size % 2 for size in grid):
+            x = F.pad(x, [0, 0, *(amount for size in reversed(grid) for amount in (0, size % 2))])
+        half = [-(-size // 2) for size in grid]
+        rank = len(grid)
+        x = x.reshape(batch, *(n for size in half for n in (size, 2)), dim)  # (B, g1, 2, g2, 2, ..., C)
+        x = x.permute(0, *range(1, 1 + 2 * rank, 2), *range(2, 2 + 2 * rank, 2), 1 + 2 * rank)
+        return self.proj(x.reshape(batch, *half, dim * 2**rank))
 
 
 class PatchExpand(nn.Module):

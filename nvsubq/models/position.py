@@ -69,6 +69,17 @@ class PositionEmbedding(nn.Module):
                 x = x + _resized(table, (size,)).reshape(*shape, -1).to(x.dtype)
         return x
 
+    @torch.no_grad()
+    def resize(self, grid: Sequence[int] | None) -> None:
+        """Interpolate learned tables to another grid, for good."""
+        if grid is None or self.kind not in ("axes", "learned"):
+            return
+        if self.kind == "learned":
+            self.table = nn.Parameter(_resized(self.table, grid).clone())
+        else:
+            pairs = zip(self.tables, grid, strict=True)
+            self.tables = nn.ParameterList(nn.Parameter(_resized(t, (n,)).clone()) for t, n in pairs)
+
     def _sincos(self, grid: torch.Size, dim: int, device: torch.device) -> Tensor:
         key = (tuple(grid), device)
         if key not in self._cache:

@@ -1,84 +1,28 @@
-"""NDSegmenter: the backbone's tokens and a shallow full-resolution path, joined into logits for each cell."""
+"""NDSegmenter: the `NDUNet` of one stage under its earlier name and signature."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from nvsubq.models.backbone import NDBackbone, no_weight_decay
-from nvsubq.models.patch import ConvNd, PatchExpand
 from nvsubq.models.shapes import check_positive
+from nvsubq.models.unet import DenseHead, NDUNet
 
 __all__ = ["DenseHead", "NDSegmenter"]
 
 
-class DenseHead(nn.Module):
-    """Logits for every cell, from tokens (context) and from the input itself (detail).
+class NDSegmenter(NDUNet):
+    """Isotropic `NDBackbone` with a dense head: logits at the size of the input, for any spatial size.
 
-    Tokens are projected and shuffled to full resolution; convolutions of kernel 3 run on the input; the sum
-    goes through one more convolution and a linear classifier. Nothing here is normalised over space: a patch
-    keeps its absolute intensity, and the answer for a cell does not depend on how large a crop it lies in.
-
-    Args:
-        spatial_dims: 1, 2 or 3.
-        in_channels: channels of the input.
-        dim: channels of a token.
-        num_classes: logits for each cell.
-        patch_size: cells of a patch along each axis.
-        channels: width at full resolution.
-        depth: convolutions on the input, before the tokens come in.
-
-    Example:
-        >>> import torch
-        >>> head = DenseHead(2, 1, 16, 3, patch_size=(4, 4))
-        >>> head(torch.randn(2, 2, 2, 16), torch.randn(2, 1, 7, 8)).shape
-        torch.Size([2, 3, 7, 8])
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        dim: int,
-        num_classes: int,
-        *,
-        patch_size: Sequence[int],
-        channels: int = 16,
-        depth: int = 2,
-    ) -> None:
-        super().__init__()
-        kernel = (3,) * spatial_dims
-        widths = [in_channels] + [channels] * depth
-        self.detail = nn.ModuleList(
-            ConvNd(spatial_dims, a, b, kernel_size=kernel) for a, b in itertools.pairwise(widths)
-        )
-        self.expand = PatchExpand(dim, channels, patch_size=patch_size)
-        self.join = ConvNd(spatial_dims, channels, channels, kernel_size=kernel)
-        self.classify = nn.Linear(channels, num_classes)
-
-    def forward(self, tokens: Tensor, x: Tensor) -> Tensor:
-        """Map tokens `[B, *grid, dim]` and `x` `[B, in_channels, *spatial]` to logits of every cell."""
-        fine = x.movedim(1, -1)
-        for i, conv in enumerate(self.detail):
-            fine = conv(F.relu(fine) if i else fine)
-        fine = F.relu(fine + self.expand(tokens, x.shape[2:]))
-        return self.classify(F.relu(self.join(fine))).movedim(-1, 1)
-
-
-class NDSegmenter(nn.Module):
-    """`NDBackbone` with a dense head: logits at the size of the input, for any spatial size.
+    It is `NDUNet` with the defaults of one stage of patches of 4, and `num_classes` for `out_channels`.
 
     Args:
         spatial_dims: 1, 2 or 3.
         in_channels: channels of the input.
         num_classes: classes of a cell.
         img_size, patch_size, depths, dims, mixer, mlp_ratio, norm, pos_embed, stem, drop_rate,
-        drop_path_rate: as in
-            `NDBackbone`.
+        drop_path_rate, local_conv:
+            as in `NDBackbone`.
         head_channels: width of the dense head at full resolution.
         head_depth: convolutions on the input before the tokens come in.
 
@@ -114,17 +58,14 @@ class NDSegmenter(nn.Module):
         stem: str = "patch",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_conv: int = 0,
         head_channels: int = 16,
         head_depth: int = 2,
     ) -> None:
-        super().__init__()
-        self.num_classes = check_positive("num_classes", num_classes)
-        check_positive("head_channels", head_channels)
-        check_positive("head_depth", head_depth)
-        self.backbone = NDBackbone(
+        super().__init__(
             spatial_dims,
             in_channels,
-            0,
+            check_positive("num_classes", num_classes),
             mixer=mixer,
             img_size=img_size,
             patch_size=patch_size,
@@ -134,33 +75,10 @@ class NDSegmenter(nn.Module):
             norm=norm,
             pos_embed=pos_embed,
             stem=stem,
-            global_pool="none",
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
+            local_conv=local_conv,
+            head_channels=head_channels,
+            head_depth=head_depth,
         )
-        self.spatial_dims, self.in_channels = self.backbone.spatial_dims, self.backbone.in_channels
-        self.head = DenseHead(
-            spatial_dims,
-            in_channels,
-            self.backbone.num_features,
-            num_classes,
-            patch_size=self.backbone.patch_size,
-            channels=head_channels,
-            depth=head_depth,
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, in_channels, *spatial]` to logits `[B, num_classes, *spatial]`."""
-        return self.head(self.forward_features(x), x)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Map `[B, in_channels, *spatial]` to the backbone's normalised tokens `[B, *grid, C]`."""
-        return self.backbone.forward_features(x)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in backward instead of keeping its activations."""
-        self.backbone.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """Full names of the parameters that weight decay must leave alone: positions, and the mixers' own."""
-        return no_weight_decay(self)
+        self.num_classes = num_classes

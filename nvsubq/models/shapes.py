@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_field", "check_positive", "check_rate", "check_spatial_dims", "per_axis"]
+__all__ = [
+    "check_choice",
+    "check_field",
+    "check_positive",
+    "check_rate",
+    "check_spatial_dims",
+    "per_axis",
+    "plain_tensor",
+]
 
 
 def check_spatial_dims(spatial_dims: Any) -> int:
@@ -74,3 +83,14 @@ def check_field(x: Tensor, spatial_dims: int, channels: int, smallest: Sequence[
             f"`x` has the spatial size {shape[2:]}, which is smaller than the patch; "
             f"`patch_size` (={tuple(smallest)}) must fit in at least once along every axis."
         )
+
+
+def plain_tensor(x: Tensor) -> Tensor:
+    """A tensor of another package's class (MONAI's MetaTensor) as torch's own; others as they are.
+
+    Such a class sees every operation, changes the signatures of some, and slows all of them down.
+    """
+    if type(x) is Tensor or torch.compiler.is_compiling():
+        return x
+    acts = type(x).__torch_function__ is not torch._C._disabled_torch_function_impl
+    return x.as_subclass(Tensor) if acts else x

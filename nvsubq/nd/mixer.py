@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nvsubq.nd.factory import ModuleFactory
-from nvsubq.nd.orders import scan_order
-from nvsubq.nd.schedule import choose_scan
+from nvsubq.nd.fusion import Fusion
+from nvsubq.nd.schedule import Path, Schedule, plan_scan
+from nvsubq.nd.tables import order_table
 from nvsubq.ops.walks import plan_walk
 
 __all__ = ["MambaND", "NDMixer"]
 
-FUSIONS = ("sum", "mean")
-SHARINGS = ("none",)
+SHARINGS = ("none", "all", "all+direction")
+_DIRECTION_STD = 0.02
 
 
 class NDMixer(nn.Module):
-    """Walk the cells of a field in some order with a 1-D core, in one direction or in both.
+    """Walk the cells of a field with a 1-D core, in one order or several, in one direction or in both.
 
     In row-major order the last axis is the fastest: in `[H, W]` the walk visits (0, 0), (0, 1), ..., so cells
     that touch vertically are `W` steps apart. With another `scan` the core sees the cells in that order, and
     its outputs go back to their cells; our cores read through a table for that, without a copy, a foreign
-    core gets a permuted one. With `bidirectional` a second core, with weights of its own, walks the same list
-    from its end, and the two outputs are fused. A core that is not causal (it has an attribute
-    ``causal = False``, as attention may) sees the whole field anyway: it is built once and no order matters.
+    core gets a permuted one. Several walks, of several orders or both ways along them, have a core each, and
+    their outputs are fused. A core that is not causal (it has an attribute ``causal = False``, as attention
+    may) sees the whole field anyway: it is built once and no order matters.
+
+    The cores are `core_layer` and, both ways, `core_layer_rev`, which walks from the end; those of further
+    orders `core_layer_1`, `core_layer_1_rev`, and so on.
 
     Args:
         core: a factory or a lazy config of a module that maps `[B, L, C]` to `[B, L, C]`; called once for
-            each direction.
+            each walk. Or a list with one for each walk: the first order, the first from its end (both ways),
+            the second, and so on.
         d_model: width `C`, passed on to the factory if its signature takes it and it is not bound there.
         layer_idx: index of the layer in its network, passed on likewise.
-        bidirectional: walk in both directions.
-        scan: order of the walk, as `scan_order` takes it, "hilbert" or "window(4)" for two; or
-            `{"alternate": [order, ...]}`, one for each layer by its `layer_idx`, both ways in turn.
-        fuse: how two directions become one: "sum", or "mean" (the sum doubles the variance at each layer).
-        share: what the two directions share; "none".
+        bidirectional: walk each order in both directions.
+        scan: an order, as `scan_order` takes it, "hilbert" or "window(4)" for two; a list of several for one
+            layer; `{"split_channels": [order, ...]}`, several, each walk on its share of the channels, about
+            as costly as one; or `{"alternate": [order, ...]}`, one for each layer by its `layer_idx`, both
+            ways in turn.
+        fuse: how several walks become one (`Fusion`): "sum", "mean" (the sum multiplies the variance at each
+            layer), "concat" (a linear map of all) or "gate" (weights that each cell chooses).
+        share: what the walks share: "none", "all" (one core), or "all+direction" (one core, which gets a
+            learned vector for each walk added to its input).
 
     Raises:
         TypeError: `core` is a built module, or builds something that is no module.
@@ -52,6 +64,9 @@ class NDMixer(nn.Module):
         >>> mixer = NDMixer(Mamba, d_model=16, bidirectional=True)
         >>> mixer(torch.randn(2, 5, 7, 16)).shape
         torch.Size([2, 5, 7, 16])
+        >>> cross = {"split_channels": ["row_major", "column_major"]}
+        >>> NDMixer(Mamba, d_model=16, bidirectional=True, scan=cross).core_layer_1_rev.d_model
+        4
     """
 
     def __init__(
@@ -66,36 +81,45 @@ class NDMixer(nn.Module):
         share: str = "none",
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("fuse", fuse, FUSIONS),
-            ("share", share, SHARINGS),
-        ):
-            if value not in choices:
-                raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(map(repr, choices))}.")
+        if share not in SHARINGS:
+            raise ValueError(f"`share` (={share!r}) must be one of {', '.join(map(repr, SHARINGS))}.")
         if not isinstance(bidirectional, bool):
             raise TypeError(f"`bidirectional` (={bidirectional!r}) must be True or False.")
-        self._order, self._from_end = choose_scan(scan, layer_idx, bidirectional)
-        build = ModuleFactory(core, "core")
-        _check_width(d_model, build.bound.get("d_model"))
+        self.bidirectional, self.scan, self.fuse, self.share = bidirectional, scan, fuse, share
+        plan = plan_scan(scan, layer_idx, bidirectional)
+        builders = _builders(core, plan, share)
+        width = _share_of(d_model, len(plan.paths)) if plan.split else d_model
 
-        self.core_layer = build(d_model=d_model, layer_idx=layer_idx)
-        _check_width(d_model, getattr(self.core_layer, "d_model", None))
-        self.causal = getattr(self.core_layer, "causal", True) is not False
-        if bidirectional and self.causal:
-            self.core_layer_rev = build(d_model=d_model, layer_idx=layer_idx)
-            if self.core_layer_rev is self.core_layer:
-                raise ValueError(
-                    "`core` must build a fresh module at each call: both directions got the same one."
-                )
-        self.bidirectional = bidirectional
-        self.scan, self.fuse, self.share = scan, fuse, share
-        known = (d_model, build.bound.get("d_model"), getattr(self.core_layer, "d_model", None))
-        self.d_model = next((width for width in known if isinstance(width, int)), None)
-        self._walks_both_ways = "core_layer_rev" in self._modules
-        self._core_walks = _takes_walk(self.core_layer)
+        first = _built(builders[0], width, layer_idx, plan.split)
+        self.causal = len(builders) > 1 or getattr(first, "causal", True) is not False
+        if not self.causal:  # every walk would see the same cells: one does, and sees all channels
+            if plan.split:
+                first = _built(builders[0], d_model, layer_idx)
+            plan, builders, width = Schedule((Path("row_major", False),)), builders[:1], d_model
+        shared = share != "none"
+        self.paths = tuple(path._replace(core="core_layer") for path in plan.paths) if shared else plan.paths
+        cores = [first]
+        for build in _one_each(builders, 1 if shared else len(self.paths))[1:]:
+            cores.append(_built(build, width, layer_idx, plan.split))
+        if len({id(module) for module in cores}) < len(cores):
+            raise ValueError("`core` must build a fresh module at each call: two walks got the same one.")
+        for path, module in zip(self.paths, cores, strict=False):
+            self.add_module(path.core, module)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the cells of `x` `[B, *spatial, C]`, of any rank from 1 up and any layout in memory."""
+        known = (width, builders[0].bound.get("d_model"), getattr(first, "d_model", None))
+        width = next((value for value in known if isinstance(value, int)), None)
+        self.split = plan.split
+        self.d_model = width * len(self.paths) if width is not None and self.split else width
+        self.fusion = Fusion(fuse, len(self.paths), self.d_model, self.split)
+        self.direction = _directions(len(self.paths), width) if share == "all+direction" else None
+        self._walking = {path.core: _takes_walk(getattr(self, path.core)) for path in self.paths}
+
+    def forward(self, x: Tensor, spatial: Sequence[int] | None = None) -> Tensor:
+        """Mix the cells of `x` `[B, *spatial, C]`, of any rank from 1 up and any layout in memory.
+
+        With `spatial`, `x` is `[B, L + 1, C]`: the cells of that field, and last one more, a class token,
+        which each walk visits in its middle.
+        """
         if x.dim() < 3:
             raise ValueError(
                 f"`x` has shape {tuple(x.shape)}; [B, *spatial, C] with at least one spatial axis is needed."
@@ -105,22 +129,57 @@ class NDMixer(nn.Module):
                 f"`x` has shape {tuple(x.shape)}, so its channels, the last axis, are {x.shape[-1]}; "
                 f"`d_model` is {self.d_model}."
             )
+        token = spatial is not None
+        if spatial is not None and (x.dim() != 3 or x.shape[1] != math.prod(spatial) + 1):
+            raise ValueError(
+                f"`x` has shape {tuple(x.shape)}; with `spatial` (={tuple(spatial)}) it must be "
+                f"[B, L + 1, C], here [B, {math.prod(spatial) + 1}, C]."
+            )
+        shape = x.shape[1:-1] if spatial is None else torch.Size(spatial)
         cells = x.flatten(1, -2)  # (B, L, C), a view where memory allows
-        order = None
-        if self.causal and self._order != "row_major":
-            order = scan_order(self._order, x.shape[1:-1], device=x.device)
-        out = self._walk(self.core_layer, cells, order, self._from_end)
-        if self._walks_both_ways:
-            back = self._walk(self.core_layer_rev, cells, order, True)
-            out = out + back
-            if self.fuse == "mean":
-                out = out.mul_(0.5)  # in place: the tensor is our own, and no backward reads the sum
+        out = self._together(cells, shape, token)
+        if out is None:
+            out = self.fusion(cells, self._walks(cells, shape, token))
         return out.reshape(x.shape)
 
-    def _walk(self, core: nn.Module, cells: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
+    def _together(self, cells: Tensor, spatial: torch.Size, token: bool) -> Tensor | None:
+        """Two walks along one order as one call, where the core knows how; else None."""
+        if (
+            len(self.paths) != 2
+            or self.split
+            or self.direction is not None
+            or self.fuse not in ("sum", "mean")
+        ):
+            return None
+        (one, other), core = self.paths, getattr(self, self.paths[0].core)
+        walk_with = getattr(core, "walk_with", None)
+        if walk_with is None or one.order is not other.order:
+            return None
+        order = None
+        if token or one.order != "row_major":
+            order = order_table(one.order, spatial, cells.device, token)
+        out: Tensor | None = walk_with(getattr(self, other.core), cells, order, (one.reverse, other.reverse))
+        return out.mul_(0.5) if out is not None and self.fuse == "mean" else out
+
+    def _walks(self, cells: Tensor, spatial: torch.Size, token: bool) -> Iterator[Tensor]:
+        """The outputs of the walks, one after another."""
+        count = len(self.paths)
+        shares = _shares(cells, count) if self.split else [cells] * count
+        tables: dict[int, Tensor] = {}  # one table for an order's two ways
+        for i, path in enumerate(self.paths):
+            order = None
+            if self.causal and (token or path.order != "row_major"):
+                if id(path.order) not in tables:
+                    tables[id(path.order)] = order_table(path.order, spatial, cells.device, token)
+                order = tables[id(path.order)]
+            told = shares[i] if self.direction is None else shares[i] + self.direction[i].to(cells.dtype)
+            yield self._walk(path.core, told, order, path.reverse)
+
+    def _walk(self, name: str, cells: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
+        core = getattr(self, name)
         if order is None and not reverse:
             return _checked(core, core(cells), cells)
-        if self._core_walks:
+        if self._walking[name]:
             walk = {"reverse": reverse} if order is None else {"order": order, "reverse": reverse}
             return _checked(core, core(cells, **walk), cells)
         if order is None:
@@ -129,8 +188,8 @@ class NDMixer(nn.Module):
         return plan.scatter(_checked(core, core(plan.gather(cells)), cells))
 
     def extra_repr(self) -> str:
-        parts = [f"bidirectional={self.bidirectional}", f"scan={self.scan!r}", f"fuse={self.fuse!r}"]
-        if self.bidirectional and not self.causal:
+        parts = [f"bidirectional={self.bidirectional}", f"scan={self.scan!r}", f"share={self.share!r}"]
+        if not self.causal:
             parts.append("core is not causal: built once")
         return ", ".join(parts)
 
@@ -158,12 +217,70 @@ class MambaND(NDMixer):
         super().__init__(mamba_layer_cfg, bidirectional=bidirectional)
 
 
-def _check_width(d_model: int | None, other: Any) -> None:
-    if d_model is not None and isinstance(other, int) and other != d_model:
+def _builders(core: Any, plan: Schedule, share: str) -> list[ModuleFactory]:
+    """The factory of all walks, or one for each."""
+    if not isinstance(core, Sequence) or isinstance(core, str):
+        return [ModuleFactory(core, "core")]
+    if share != "none":
+        raise ValueError(f"`core` (a list of {len(core)}) must be one factory where `share` (={share!r}).")
+    if len(core) != len(plan.paths):
+        walks = ", ".join(f"{path.order}{' from its end' if path.reverse else ''}" for path in plan.paths)
         raise ValueError(
-            f"`d_model` (={d_model}) differs from the `d_model` (={other}) that is bound in `core`; "
-            f"leave the core's out, or make them equal."
+            f"`core` (a list of {len(core)}) must have one factory for each of {len(plan.paths)} walks: "
+            f"{walks}."
         )
+    return [ModuleFactory(factory, "core") for factory in core]
+
+
+def _one_each(builders: list[ModuleFactory], count: int) -> list[ModuleFactory]:
+    return builders if len(builders) == count else builders * count
+
+
+def _built(
+    build: ModuleFactory, width: int | None, layer_idx: int | None, is_share: bool = False
+) -> nn.Module:
+    _check_width(width, build.bound.get("d_model"), is_share)
+    core = build(d_model=width, layer_idx=layer_idx)
+    _check_width(width, getattr(core, "d_model", None), is_share)
+    return core
+
+
+def _check_width(width: int | None, other: Any, is_share: bool) -> None:
+    if width is None or not isinstance(other, int) or other == width:
+        return
+    if is_share:
+        raise ValueError(
+            f"The share of each walk in `d_model` (={width} channels) differs from the `d_model` (={other}) "
+            f"that is bound in `core`; leave the core's out, or make them equal."
+        )
+    raise ValueError(
+        f"`d_model` (={width}) differs from the `d_model` (={other}) that is bound in `core`; "
+        f"leave the core's out, or make them equal."
+    )
+
+
+def _share_of(d_model: int | None, walks: int) -> int | None:
+    if d_model is not None and d_model % walks:
+        raise ValueError(f"`d_model` (={d_model}) must be divisible by the {walks} walks that split it.")
+    return None if d_model is None else d_model // walks
+
+
+def _shares(cells: Tensor, walks: int) -> Sequence[Tensor]:
+    if cells.shape[-1] % walks:
+        raise ValueError(
+            f"`x` has {cells.shape[-1]} channels, which must be divisible by the {walks} walks "
+            "that split them."
+        )
+    return cells.chunk(walks, -1)
+
+
+def _directions(walks: int, width: int | None) -> nn.Parameter | None:
+    """A vector for each walk, `[P, C]`, added to the input of the core that they share."""
+    if walks == 1:
+        return None
+    if width is None:
+        raise ValueError("`share` (='all+direction') needs `d_model`: the core does not tell its width.")
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(walks, width), std=_DIRECTION_STD))
 
 
 def _takes_walk(core: nn.Module) -> bool:

@@ -39,7 +39,7 @@ OPS = (
 #     declines(op, arguments) -> str | None    why it does not serve this call
 _MODULES: dict[str, str | None] = {
     "native": "nvsubq.ops.native",
-    "triton": None,
+    "triton": "nvsubq.ops.triton",
     "torch": "nvsubq.ops.portable",
     "reference": "nvsubq.ops.reference",
     "mamba_ssm": "nvsubq.ops.mamba_ssm",
@@ -201,18 +201,25 @@ def _asked(backend: str | None) -> tuple[str, str]:
     return _check_name(name, said_by), said_by
 
 
-def fused_step(name: str, backend: str | None) -> Callable[..., Any] | None:
+def fused_step(
+    name: str, backend: str | None, device: torch.device | None = None
+) -> Callable[..., Any] | None:
     """The one-call form of a core's step, where the backend that is asked for has it; else ops are composed.
 
     Args:
         name: of the step, `mamba_step` for one.
         backend: as in `resolve`.
+        device: where the tensors are, if a backend may lack the step there; None: it is not asked.
     """
     chosen = backend or asked()
     if chosen != "auto":
         chosen, _ = _asked(backend)
     module, _ = _load("native" if chosen == "auto" else chosen)
-    return getattr(module, name, None)
+    step = getattr(module, name, None)
+    if module is None or step is None or (device is not None and _lacks(module, name, device) is not None):
+        return None
+    found: Callable[..., Any] = step
+    return found
 
 
 def resolve(

@@ -224,12 +224,12 @@ def s5_step(
 
 def _served(name: str, backend: str | None, x: Tensor) -> Any:
     """The fused step, where nothing watches the ops that it would hide."""
-    if not x.is_cpu:
+    if not x.is_cpu and not x.is_cuda:
         return None
-    if traced() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if traced() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu" if x.is_cpu else "cuda"):
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
         return None
     if torch._C._len_torch_function_stack():
         return None
-    return fused_step(name, backend)
+    return fused_step(name, backend, x.device if x.is_cuda else None)

@@ -10,7 +10,15 @@ from nvsubq.lazy_config import ConfigError, instantiate, validate
 from nvsubq.training.task import Task
 
 FROM_DATA = ("spatial_dims", "in_channels", "num_classes")
-"""Arguments of the model that the datamodule decides."""
+"""What the datamodule decides of the model; its classes are `out_channels` where the config has that."""
+
+
+def _model_keys(model: DictConfig) -> dict[str, str]:
+    """The argument of the model for each of `FROM_DATA`."""
+    keys = dict(zip(FROM_DATA, FROM_DATA, strict=True))
+    if "out_channels" in list(model.keys()):  # `in model` is False for ???
+        keys["num_classes"] = "out_channels"
+    return keys
 
 
 def check_config(config: DictConfig) -> None:
@@ -21,7 +29,7 @@ def check_config(config: DictConfig) -> None:
     """
     copy: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     # These come when the data is there; any number stands for them.
-    for key in FROM_DATA:
+    for key in _model_keys(copy.model).values():
         if OmegaConf.is_missing(copy.model, key) or key not in copy.model:
             copy.model[key] = 1
     if copy.task.get("_target_") is not None:
@@ -60,11 +68,13 @@ def complete_model(config: DictConfig, datamodule: Any) -> None:
     Raises:
         ConfigError: the config has another value.
     """
-    for key in FROM_DATA:
-        value = getattr(datamodule, key)
+    for attribute, key in _model_keys(config.model).items():
+        value = getattr(datamodule, attribute)
         given = None if OmegaConf.is_missing(config.model, key) else config.model.get(key)
         if given is not None and given != value:
-            raise ConfigError(f"`model.{key}` (={given}) does not fit the data, which has {key} {value}.")
+            raise ConfigError(
+                f"`model.{key}` (={given}) does not fit the data, which has {attribute} {value}."
+            )
         with open_dict(config.model):
             config.model[key] = value
 

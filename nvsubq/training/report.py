@@ -11,6 +11,7 @@ import jinja2
 from nvsubq.training.report_data import Record, read_record
 from nvsubq.training.report_facts import cost, data_name, seed, setup
 from nvsubq.training.report_pictures import curves, pictures
+from nvsubq.training.report_walks import walks
 
 TEMPLATE = "report.html.jinja"
 NONE = "–"
@@ -68,7 +69,7 @@ def page(record: Record) -> dict[str, Any]:
         "setup": setup(record),
         "cost": cost(record),
         "curves": curves(record),
-        "sections": pictures(record),
+        "sections": [*pictures(record), *walks(record)],
         "config": record.config,
         "versions": ", ".join(f"{name} {number}" for name, number in figures.get("versions", {}).items()),
     }

@@ -218,7 +218,8 @@ class _Training:
         # The result is safe before the baselines, which fit models of their own, and the report are made.
         self.run.write_metrics(figures)
         if tested_with is not None:
-            self.run.write_predictions(self.task.predictions())
+            seen = self._reach() if self.config.report else {}
+            self.run.write_predictions(self.task.predictions() | seen)
             if self.config.baselines and not self.config.trainer.get("fast_dev_run", False):
                 figures["baselines"] = self.datamodule.baselines()
         figures["total_s"] = time.perf_counter() - started
@@ -228,6 +229,11 @@ class _Training:
             write_report(self.run.path)
             show(self.console, f"report: {self.run.path / 'report.html'}")
         return figures | {"folder": str(self.folder)}
+
+    def _reach(self) -> dict[str, Any]:
+        from nvsubq.training.report_walks import reach
+
+        return reach(self.task.model, self.datamodule, self.trainer)
 
 
 def write_report(run: Path) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from nvsubq.training.task import Task, check_range
-from nvsubq.training.tiled import tiled
+from nvsubq.training.tiled import monai_windows, tiled
 
+WINDOWS = ("nvsubq", "monai")
 SHOWN = 3
 """Test volumes kept for the report, those with the lowest Dice first."""
 
@@ -65,6 +66,7 @@ class SegmentationTask(Task):
         tile: spatial size of a tile; None evaluates whole images at once.
         overlap: fraction of a tile that neighbours share.
         tile_batch: tiles that go through the model at once.
+        windows: who tiles, "nvsubq" (`tiled`) or "monai" (its `sliding_window_inference`).
         dice_weight: of soft Dice beside cross-entropy; 0 leaves it out.
 
     Raises:
@@ -89,6 +91,7 @@ class SegmentationTask(Task):
         tile: Sequence[int] | None = None,
         overlap: float = 0.25,
         tile_batch: int = 4,
+        windows: str = "nvsubq",
         dice_weight: float = 1.0,
         lr: float = 1e-3,
         weight_decay: float = 0.05,
@@ -115,7 +118,10 @@ class SegmentationTask(Task):
         self.scored_classes = scored
         self.tile = None if tile is None else tuple(int(t) for t in tile)
         self.overlap = check_range("overlap", overlap, 0.0, 0.95)
+        if windows not in WINDOWS:
+            raise ValueError(f"`windows` (={windows!r}) must be one of {', '.join(map(repr, WINDOWS))}.")
         self.tile_batch = tile_batch
+        self.windows = windows
         self.dice_weight = check_range("dice_weight", dice_weight, 0.0)
         self.val_confusion = MulticlassConfusionMatrix(self.num_classes)
         self._tested: list[tuple[int, Tensor, float]] = []
@@ -125,6 +131,8 @@ class SegmentationTask(Task):
         """Logits `[B, K, *spatial]` of images of any size, by tiles."""
         if self.tile is None:
             return self(images)
+        if self.windows == "monai":
+            return monai_windows(self, images, self.tile, overlap=self.overlap, batch_size=self.tile_batch)
         return tiled(self, images, self.tile, overlap=self.overlap, batch_size=self.tile_batch)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:

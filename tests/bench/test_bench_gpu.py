@@ -259,6 +259,14 @@ class TestBlocks:
         assert blocks.core_factory("Mamba2")[1] == "portable: ssd_scan"
         assert blocks.core_factory("Mamba")[1] == ""
 
+    def test_steps_that_are_no_native_call_are_told(self, monkeypatch):
+        from nvsubq.ops import native
+
+        monkeypatch.setattr(native, "missing", lambda op, device: None if op == "mamba2_step" else "no")
+        assert blocks.step_note("Mamba2", "portable: ssd_scan") == ""
+        assert blocks.step_note("S5", "portable: linear_scan") == "composed of ops; portable: linear_scan"
+        assert blocks.step_note("S7", "") == "composed of ops"
+
     def test_decoding(self):
         rows = measure_all(blocks.decode(CPU, 64), FakeClock())
         for row in rows[: len(blocks.DECODED)]:

@@ -37,7 +37,10 @@ def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     lines = out.splitlines()
     assert lines[-1] == "all is well"
     assert f"  torch              {torch.__version__}" in lines
-    assert "  triton             not active: not part of this build of nvsubq" in lines
+    assert sum(line.startswith("  triton             ") and "active: " in line for line in lines) == 1
+    if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+        for op in ("selective_scan", "linear_scan"):
+            assert any(line.startswith(f"  {op}, triton, cuda") and " ok " in line for line in lines)
     assert (
         sum(
             line.startswith(

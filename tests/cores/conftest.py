@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nvsubq.cores import detach_cache
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-table",
+        nargs="?",
+        type=Path,
+        const=Path(__file__).parents[2] / "docs",
+        help="write the outcomes, core by option, into cores.md (with -m gpu: cores_gpu.json) of this folder",
+    )
+
+
+def pytest_configure(config):
+    folder = config.getoption("--write-table", default=None)
+    if folder is not None:
+        from table import Recorder
+
+        config.pluginmanager.register(Recorder(folder))
+
 
 CUTS = ((1, 1, 5, 4, 2), (13,), (6, 0, 7))
 

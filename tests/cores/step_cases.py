@@ -6,11 +6,22 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import nn
 
-from nvsubq.cores import RGLRU, S5, Mamba, Mamba2
+from nvsubq.cores import RGLRU, S5, Mamba, Mamba2, move_cache
 from nvsubq.cores.base import LTV_LRNN
+from nvsubq.ops import use_backend
+
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 5e-4,
+    torch.bfloat16: 2.5e-3,
+}
+# A projection by torch rounds to the storage dtype before the rest of the step.
+ROUNDED_BETWEEN = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
 
 
 class StepCase(NamedTuple):
@@ -114,3 +125,77 @@ def exact(core: LTV_LRNN, cache: dict[str, Any]) -> tuple[nn.Module, dict[str, A
     if "ssm_state" in wide:
         wide["ssm_state"] = wide["lrnn_state"]
     return copy.deepcopy(core).double(), wide
+
+
+def close(name: str, got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    got, expected = got.to("cpu", wide), expected.to("cpu", wide)
+    assert got.shape == expected.shape, name
+    assert torch.isfinite(got.abs()).all(), name
+    rms = expected.abs().square().mean().sqrt()
+    assert (got - expected).norm() <= tolerance * expected.norm(), name
+    assert ((got - expected).abs() <= 8 * tolerance * (expected.abs() + rms)).all(), name
+
+
+def rounding(x: torch.Tensor, dtype: torch.dtype) -> float:
+    """The relative error of x as stored, which no kernel can better."""
+    return 1.05 * float((x.to(dtype).double() - x).norm() / x.norm())
+
+
+def fused_only(core: LTV_LRNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the step was composed")
+
+    monkeypatch.setattr(type(core), "_composed_step", refuse)
+
+
+def check(
+    case: StepCase,
+    dtype: torch.dtype,
+    batch: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tolerances: dict[torch.dtype, float] = TOLERANCE,
+    steps: int = 1,
+    cache_dtype: torch.dtype | None = None,
+    before: Callable[[], None] = lambda: None,
+    device: str = "cpu",
+) -> None:
+    """A step in one native call against the same step composed of ops, on the reference backend, in fp64.
+
+    Args:
+        case: what is tested.
+        dtype: of the core.
+        batch: rows.
+        monkeypatch: of the test.
+        tolerances: of the output, by dtype.
+        steps: how many follow each other.
+        cache_dtype: of the convolution's state.
+        before: called before each native call.
+        device: of the native call.
+    """
+    core = make(case, dtype)
+    cache = started(core, batch, cache_dtype)
+    wide, expected_cache = exact(core, cache)
+    core, cache = core.to(device), move_cache(cache, device)
+    tolerance, kept = tolerances[dtype], 1e-12 if dtype == torch.float64 else 1e-5
+    if tolerances is ROUNDED_BETWEEN:
+        kept = tolerance
+    with torch.no_grad():
+        for x, timesteps in inputs(case, core, batch, steps):
+            arguments = () if timesteps is None else (timesteps,)
+            with use_backend("reference"):
+                expected, _ = wide.step(x.double(), expected_cache, *arguments)
+            arguments = tuple(t.to(device) for t in arguments)
+            with monkeypatch.context() as patch:
+                fused_only(core, patch)
+                before()
+                y, returned = core.step(x.to(device), cache, *arguments)
+            assert returned is cache
+            assert y.dtype == dtype
+            close("y", y, expected, max(tolerance, rounding(expected, dtype)))
+            close("lrnn_state", cache["lrnn_state"], expected_cache["lrnn_state"], kept)
+            if "conv_state" in cache:
+                stored = cache["conv_state"].dtype
+                coarse = max(tolerance, rounding(expected_cache["conv_state"], stored))
+                close("conv_state", cache["conv_state"], expected_cache["conv_state"], coarse)
+    assert cache["seqlen_offset"] == expected_cache["seqlen_offset"] == steps

@@ -57,8 +57,10 @@ def test_public_names():
         "Attention",
         "clone_cache",
         "detach_cache",
+        "mask_absent",
         "move_cache",
         "reorder_cache",
+        "write_cache",
     }
     assert set(nvsubq.cores.__all__) <= set(dir(nvsubq.cores))
     for name in nvsubq.cores.__all__:

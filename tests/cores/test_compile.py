@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from option_cases import WIDTH, every_case
 from torch import Tensor, nn
 
 from nvsubq import cores
@@ -75,14 +76,24 @@ def test_a_core_on_its_own_clock_is_one_graph() -> None:
         check(core, torch.randn(2, 7, 8), integration_timesteps=torch.rand(2, 7))
 
 
-@pytest.mark.parametrize("name", ["Mamba", "Mamba2", "S5", "RGLRU"])
-def test_a_step_is_one_graph(name: str) -> None:
-    core = getattr(cores, name)(d_model=8, **OPTIONS[name])
+@pytest.mark.slow
+@pytest.mark.column("compile")
+@every_case
+def test_every_option_is_one_graph(case) -> None:
+    walk = walk_of("seq_idx") | ({"integration_timesteps": torch.rand(2, 7)} if case.timesteps else {})
+    check(case.make(), torch.randn(2, 7, WIDTH), **walk)
+
+
+@pytest.mark.slow
+@pytest.mark.column("compile")
+@every_case
+def test_a_step_is_one_graph(case) -> None:
+    core = case.make()
     compiled = torch.compile(core.step, fullgraph=True, backend="aot_eager")
     caches = [core.allocate_inference_cache(2, 8) for _ in range(2)]
     with torch.no_grad():
         for _ in range(3):
-            x = torch.randn(2, 1, 8)
+            x = torch.randn(2, 1, WIDTH)
             torch.testing.assert_close(compiled(x, caches[0])[0], core.step(x, caches[1])[0])
     for key, state in caches[1].items():
         if isinstance(state, Tensor):

@@ -6,28 +6,45 @@ import copy
 
 import pytest
 import torch
-from test_contract import CASES, B, C, L, close, close_gradients, draw, every_case, every_core, gradients
+from comparing import B, C, L, close, close_gradients, draw, gradients
+from option_cases import CASES, every_case, every_core
 from torch import Tensor
 
 from nvsubq.cores import LTV_LRNN, clone_cache, detach_cache, move_cache, reorder_cache
 
+every_clock = pytest.mark.parametrize("timed", [False, True], ids=["plain", "timed"])
+
+
+def check_states(cache: dict) -> None:
+    """Fault 10: states are fp32 (or complex64), whatever the parameters are."""
+    if "lrnn_state" in cache:
+        assert cache["lrnn_state"].dtype in (torch.float32, torch.complex64)
+
+
+def run_steps(
+    core: LTV_LRNN, x: Tensor, dt: Tensor | None, cache: dict, want: Tensor, start: int = 0
+) -> None:
+    """Steps from the cell `start` on give `want` there, and tell the offset right throughout."""
+    for k in range(start, x.shape[1]):
+        timestep = () if dt is None else ((dt[:, k], dt[:, k : k + 1])[k % 2],)
+        y, same = core.step(x[:, k : k + 1], cache, *timestep)
+        assert same is cache
+        assert y.shape == (len(x), 1, C)
+        close(y.detach(), want[:, k : k + 1])
+        assert cache["seqlen_offset"] == k + 1
+    check_states(cache)
+
 
 class TestCache:
+    @pytest.mark.column("prefill")
     @every_case
-    def test_forward_prefill_and_step_agree(self, case):
-        """Faults 1 and 2: step and prefill follow forward, whatever the discretization."""
-        core, x = case.make().eval(), draw(B, L, C)
-        self.run(core, x, None)
-
-    @pytest.mark.parametrize("case", [case for case in CASES if case.timesteps], ids=str)
-    def test_with_timesteps(self, case):
-        core, x = case.make().eval(), draw(B, L, C)
-        dt = draw(B, L, seed=3).abs() * 3
-        assert (core(x, dt) - core(x)).abs().max() > 1e-4  # fault 5: timesteps accepted and ignored
-        self.run(core, x, dt)
-
+    @every_clock
     @torch.no_grad()
-    def run(self, core: LTV_LRNN, x: Tensor, dt: Tensor | None) -> None:
+    def test_prefill(self, case, timed):
+        """Fault 2: chunks with any cuts, and then steps, give what one forward gives."""
+        if timed and not case.timesteps:
+            return
+        core, x, dt = case.make().eval(), draw(B, L, C), draw(B, L, seed=3).abs() * 3 if timed else None
         want = core(x, dt)
         for sizes in ([L], [1, 2, 0, 11, 9], [3] * 7 + [2]):
             cache = core.allocate_inference_cache(B, L)
@@ -38,16 +55,26 @@ class TestCache:
                 done += size
                 assert cache["seqlen_offset"] == done
             close(torch.cat(pieces, 1), want)
-        for prefill in (0, 1, 7):
+            check_states(cache)
+        for prefill in (1, 7):
             cache = core.allocate_inference_cache(B, L)
             core(x[:, :prefill], None if dt is None else dt[:, :prefill], inference_cache=cache)
-            for k in range(prefill, L):
-                timestep = () if dt is None else ((dt[:, k], dt[:, k : k + 1])[k % 2],)
-                y, same = core.step(x[:, k : k + 1], cache, *timestep)
-                assert same is cache
-                assert y.shape == (B, 1, C)
-                close(y, want[:, k : k + 1])
-            assert cache["seqlen_offset"] == L
+            run_steps(core, x, dt, cache, want, start=prefill)
+
+    @pytest.mark.column("step")
+    @every_case
+    @every_clock
+    @pytest.mark.parametrize("grad", [False, True])
+    def test_steps_alone(self, case, timed, grad):
+        """Fault 1: a step follows forward, whatever the discretization."""
+        if timed and not case.timesteps:
+            return
+        core, x, dt = case.make().eval(), draw(B, L, C), draw(B, L, seed=3).abs() * 3 if timed else None
+        want = core(x, dt).detach()
+        if timed:  # fault 5: timesteps accepted and ignored
+            assert (want - core(x)).abs().max() > 1e-4
+        with torch.set_grad_enabled(grad):
+            run_steps(core, x, dt, core.allocate_inference_cache(B, L), want)
 
     @every_core
     @torch.no_grad()
@@ -62,19 +89,23 @@ class TestCache:
         for first, last in zip(outputs[0], outputs[2], strict=True):
             torch.testing.assert_close(first, last, rtol=0, atol=0)
 
-    @every_core
+    @pytest.mark.column("prefill")
+    @every_case
+    @pytest.mark.parametrize("tail", ["steps", "forward"])
     @torch.no_grad()
-    def test_ragged_prefill(self, case):
-        """A prefill of unequal lengths leaves each row the state of its own last cell."""
-        core, x, tail = case.make().eval(), draw(2, L, C), draw(2, 1, C, seed=8)
-        cache = core.allocate_inference_cache(2, L + 1)
-        core(x, lengths=torch.tensor([L, 6]), inference_cache=cache)
-        together, _ = core.step(tail, cache)
-        for row, length in enumerate((L, 6)):
-            cache = core.allocate_inference_cache(1, L + 1)
-            core(x[row : row + 1, :length], inference_cache=cache)
-            alone, _ = core.step(tail[row : row + 1], cache)
-            close(together[row : row + 1], alone)
+    def test_ragged_prefill(self, case, tail):
+        """A prefill of unequal lengths, one of them 0, leaves each row the state of its own last cell."""
+        core, x, more = case.make().eval(), draw(B, L, C), draw(B, 3, C, seed=8)
+        lengths = (L, 6, 0)
+        cache = core.allocate_inference_cache(B, L + 3)
+        core(x, lengths=torch.tensor(lengths), inference_cache=cache)
+        if tail == "steps":
+            together = torch.cat([core.step(cell, cache)[0] for cell in more.split(1, 1)], 1)
+        else:
+            together = core(more, inference_cache=cache)
+        for row, length in enumerate(lengths):
+            joined = torch.cat([x[row, :length], more[row]])[None]
+            close(together[row : row + 1], core(joined)[:, length:])
 
     @every_core
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -109,6 +140,7 @@ class TestCache:
         close(y, want_y)
         close_gradients(found, want)
 
+    @pytest.mark.column("prefill")
     @every_case
     @torch.no_grad()
     def test_copies(self, case, tmp_path):

@@ -8,7 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from step_cases import CASES, SHORT, StepCase, exact, inputs, make, started
+from step_cases import (
+    CASES,
+    ROUNDED_BETWEEN,
+    SHORT,
+    TOLERANCE,
+    StepCase,
+    close,
+    exact,
+    fused_only,
+    inputs,
+    make,
+    started,
+)
+from step_cases import check as check_steps
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -17,14 +30,6 @@ from nvsubq.ops import backends, use_backend
 from nvsubq.ops.native import library
 from nvsubq.ops.native import steps as native_steps
 
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-5,
-    torch.float16: 5e-4,
-    torch.bfloat16: 2.5e-3,
-}
-# A projection by torch rounds to the storage dtype before the rest of the step.
-ROUNDED_BETWEEN = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
 DTYPES = list(TOLERANCE)
 LEVELS = [name for name, level in library.LEVELS.items() if library.has_level(level)]
 
@@ -33,26 +38,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def close(name: str, got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    wide = torch.complex128 if expected.is_complex() else torch.float64
-    got, expected = got.to(wide), expected.to(wide)
-    assert got.shape == expected.shape, name
-    assert torch.isfinite(got.abs()).all(), name
-    rms = expected.abs().square().mean().sqrt()
-    assert (got - expected).norm() <= tolerance * expected.norm(), name
-    assert ((got - expected).abs() <= 8 * tolerance * (expected.abs() + rms)).all(), name
-
-
-def rounding(x: torch.Tensor, dtype: torch.dtype) -> float:
-    """The relative error of x as stored, which no kernel can better."""
-    return 1.05 * float((x.to(dtype).double() - x).norm() / x.norm())
-
-
-def fused_only(core: LTV_LRNN, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("the step was composed")
-
-    monkeypatch.setattr(type(core), "_composed_step", refuse)
+def check(case: StepCase, dtype: torch.dtype, batch: int, patch: pytest.MonkeyPatch, **options: Any) -> None:
+    check_steps(case, dtype, batch, patch, before=poison, **options)
 
 
 def poison() -> None:
@@ -61,41 +48,6 @@ def poison() -> None:
         for made in getattr(step.local, "structs", {}).values():
             if made is not None:
                 made.work.fill_(255)
-
-
-def check(
-    case: StepCase,
-    dtype: torch.dtype,
-    batch: int,
-    monkeypatch: pytest.MonkeyPatch,
-    tolerances: dict[torch.dtype, float] = TOLERANCE,
-    steps: int = 1,
-    cache_dtype: torch.dtype | None = None,
-) -> None:
-    core = make(case, dtype)
-    cache = started(core, batch, cache_dtype)
-    wide, expected_cache = exact(core, cache)
-    tolerance, kept = tolerances[dtype], 1e-12 if dtype == torch.float64 else 1e-5
-    if tolerances is ROUNDED_BETWEEN:
-        kept = tolerance
-    with torch.no_grad():
-        for x, timesteps in inputs(case, core, batch, steps):
-            arguments = () if timesteps is None else (timesteps,)
-            with use_backend("reference"):
-                expected, _ = wide.step(x.double(), expected_cache, *arguments)
-            with monkeypatch.context() as patch:
-                fused_only(core, patch)
-                poison()
-                y, returned = core.step(x, cache, *arguments)
-            assert returned is cache
-            assert y.dtype == dtype
-            close("y", y, expected, max(tolerance, rounding(expected, dtype)))
-            close("lrnn_state", cache["lrnn_state"], expected_cache["lrnn_state"], kept)
-            if "conv_state" in cache:
-                stored = cache["conv_state"].dtype
-                coarse = max(tolerance, rounding(expected_cache["conv_state"], stored))
-                close("conv_state", cache["conv_state"], expected_cache["conv_state"], coarse)
-    assert cache["seqlen_offset"] == expected_cache["seqlen_offset"] == steps
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -16,7 +16,7 @@ from nvsubq.cores import Mamba
 
 # fp32 against other packages: their scans add in another order; gradients are compared at their own scale
 ORACLE = {"rtol": 1e-5, "atol": 1e-5}
-LENGTHS = [1, 2, 63, 196]
+LENGTHS = [1, 2, 63, 196, 1000]
 KEYS = {
     "A_log": (32, 16),
     "D": (32,),

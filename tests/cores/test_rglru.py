@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nvsubq.cores import RGLRU
+from nvsubq.cores import RGLRU, reorder_cache
 
 BLOCKS = torch.tensor(
     [[0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 2, 2, 2], [-1, 4, -1, 4, 4, -1, 4, 5, -1, 5, 4, 4, -1], [-1] * 13]
@@ -21,6 +21,8 @@ OPTIONS = {
     "portable": {"use_fast_path": False},
     "blocks": {"gate_blocks": 3, "a_init": "a_c"},
     "tanh": {"gelu": "tanh", "expand": 2, "gate_blocks": 2},
+    "unscaled_first": {"normalize_first": False, "bias": True},
+    "unscaled_first_tanh": {"normalize_first": False, "gelu": "tanh", "gate_blocks": 2},
 }
 
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -59,7 +61,10 @@ def closed_form(core, weights, h):
     x = x + weights.get("conv1d.bias", 0)
     a = 1 / (1 + (-weights["a_log"][:, 0]).exp())
     power = core.c / (1 + (-linear("recurrent_gate_proj", x)).exp())
-    held = (1 - a ** (2 * power)).sqrt() * x / (1 + (-linear("input_gate_proj", x)).exp())
+    scale = (1 - a ** (2 * power)).sqrt()
+    if not core.normalize_first:
+        scale = torch.cat([torch.ones_like(scale[:, :1]), scale[:, 1:]], 1)
+    held = scale * x / (1 + (-linear("input_gate_proj", x)).exp())
     total = power.cumsum(1)
     later = torch.ones(h.shape[1], h.shape[1]).tril().bool()[..., None]
     spans = (total[:, :, None] - total[:, None, :]).masked_fill(~later, 0)
@@ -97,8 +102,9 @@ def test_streaming(options, laws):
     laws.streaming(core, x)
 
 
-def test_streaming_in_ragged_and_packed_batches(laws):
-    core, x = make(bias=True), draw(13, batch=3)
+@pytest.mark.parametrize("options", [{}, {"normalize_first": False}], ids=["scaled", "unscaled_first"])
+def test_streaming_in_ragged_and_packed_batches(options, laws):
+    core, x = make(bias=True, **options), draw(13, batch=3)
     laws.ragged_prefill(core, x)
     laws.packed_prefill(core, x)
     laws.truncated(core, x)
@@ -117,6 +123,30 @@ def test_walks_lengths_and_leaks(laws):
     laws.walks(core, x)
     laws.lengths(core, x)
     laws.no_leak(core, x)
+
+
+def test_a_row_begins_at_its_first_cell(laws):
+    """Whatever is walked before it: nothing, absent cells, or chunks without a cell of this row."""
+    core, x = make(normalize_first=False), draw(7, batch=4)
+    seq_idx = torch.tensor([[5] * 7, [-1, -1, -1, 5, 5, 5, 5], [-1] * 6 + [0], [1, 1, 1, 1, 0, 0, 0]])
+    order = torch.tensor([2, 0, 1, 3, 6, 5, 4])
+    with torch.no_grad():
+        want = core(x, seq_idx=seq_idx, order=order)
+        cache = core.allocate_inference_cache(4, 7)
+        assert not cache["begun"].any()
+        first = core(x[:, :3], seq_idx=seq_idx[:, :3], order=order[:3], inference_cache=cache)
+        assert cache["begun"].tolist() == [True, False, False, True]
+        core(x[:, :0], inference_cache=cache)
+        assert cache["begun"].tolist() == [True, False, False, True]
+        # The fourth row's first sequence ends at a border of chunks: seq_idx is not told to the cache.
+        second = core(
+            x[:3, 3:], seq_idx=seq_idx[:3, 3:], order=order[3:] - 3, inference_cache=_rows(cache, 3)
+        )
+        laws.close(torch.cat([first[:3], second], 1), want[:3])
+
+
+def _rows(cache, count):
+    return reorder_cache(cache, torch.arange(count))
 
 
 def test_gradcheck():

@@ -19,7 +19,7 @@ with warnings.catch_warnings():  # it uses `torch.jit.script`, which torch has d
 
 # fp32 against fp32: s5-pytorch computes its phases in fp32, so a whole core agrees to 1e-4 only
 ORACLE = {"rtol": 1e-4, "atol": 1e-4}
-LENGTHS = [1, 2, 63, 196]
+LENGTHS = [1, 2, 63, 196, 1000]
 
 
 def make(d_state: int = 8, **options: Any) -> S5:

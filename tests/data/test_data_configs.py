@@ -21,6 +21,7 @@ CLASSES = {
     "mni152": "MNI152",
     "image_folder": "ImageFolder",
     "nifti_folder": "NiftiFolder",
+    "textures": "TextureRotation",
 }
 
 

@@ -129,6 +129,80 @@ def test_autocast_and_double():
     assert small().double()(x.double()).dtype == torch.float64
 
 
+class TestStages:
+    @pytest.mark.parametrize("rank", [1, 2, 3])
+    def test_each_halves_the_grid(self, rank):
+        model = small(rank, depths=(1, 2, 1), dims=(8, 12, 16), patch_size=2, local_conv=3)
+        for size in SIZES[rank]:
+            stages = model.forward_stages(torch.randn(2, 1, *size))
+            for level, (x, dim) in enumerate(zip(stages, (8, 12, 16), strict=True)):
+                assert x.shape == (2, *(-(-n // 2 ** (level + 1)) for n in size), dim)
+            assert model(torch.randn(2, 1, *size)).shape == (2, 5)
+
+    def test_layers_are_numbered_through(self):
+        model = small(depths=(1, 2), dims=(8, 12), drop_path_rate=0.5)
+        assert [block.mixer.layer_idx for block in model.blocks] == [0, 1, 2]
+        assert [block.mixer.d_model for block in model.blocks] == [8, 12, 12]
+        assert [block.drop_path.rate for block in model.blocks] == [0.0, 0.25, 0.5]
+
+    def test_every_parameter_gets_a_gradient(self):
+        model = small(depths=(1, 1), dims=(8, 12), stem="conv", local_conv=3)
+        model(torch.randn(2, 1, 9, 10)).square().sum().backward()
+        assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+
+    def test_one_stage_is_named_as_it_was(self):
+        """A checkpoint from before there were stages loads."""
+        assert set(small(depths=(1,)).state_dict()) == {
+            *(f"{name}.{p}" for name in ("patch_embed.proj", "norm", "head") for p in ("weight", "bias")),
+            *(f"blocks.0.{name}.{p}" for name in ("norm1", "norm2") for p in ("weight", "bias")),
+            *(f"blocks.0.{name}.{p}" for name in ("mlp.fc1", "mlp.fc2") for p in ("weight", "bias")),
+            *(f"blocks.0.mixer.{name}" for name in ("proj.weight", "proj.bias", "decay")),
+            "pos_embed.gain",
+        }
+
+    def test_checkpointing_changes_nothing_but_memory(self):
+        model, x = small(depths=(1, 1), dims=(8, 12), local_conv=3), torch.randn(2, 1, 9, 8)
+        grads = []
+        for enable in (False, True):
+            twin = copy.deepcopy(model)
+            twin.set_grad_checkpointing(enable)
+            twin(x).square().sum().backward()
+            grads.append([p.grad for p in twin.parameters()])
+        for plain, recomputed in zip(*grads, strict=True):
+            torch.testing.assert_close(plain, recomputed)
+
+
+class TestClassToken:
+    mixer = staticmethod(partial(NDMixer, partial(Mamba, d_state=2), bidirectional=True, scan="snake"))
+
+    @pytest.mark.parametrize("rank", [1, 2, 3])
+    def test_beside_the_cells(self, rank):
+        model = small(rank, mixer=self.mixer, class_token=True, global_pool="token", local_conv=3).double()
+        for size in SIZES[rank]:
+            x = torch.randn(2, 1, *size, dtype=torch.float64, requires_grad=True)
+            tokens = model.forward_features(x)
+            cells = 1
+            for n in size:
+                cells *= -(-n // 4)
+            assert tokens.shape == (2, cells + 1, 12)
+            torch.testing.assert_close(model(x), model.head(tokens[:, -1]))
+            (reach,) = torch.autograd.grad(model(x)[0].sum(), x)
+            assert (reach[0] != 0).all()
+            assert not reach[1].any()
+
+    def test_pools_over_cells_without_it(self):
+        model = small(mixer=self.mixer, class_token=True).eval()
+        tokens = model.forward_features(torch.randn(2, 1, 8, 8))
+        torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), tokens[:, :-1].mean(1))
+        assert "class_token" in model.no_weight_decay()
+
+    def test_checkpointing(self):
+        model = small(mixer=self.mixer, class_token=True)
+        model.set_grad_checkpointing()
+        model(torch.randn(2, 1, 8, 8)).sum().backward()
+        assert model.class_token.grad is not None
+
+
 class TestErrors:
     def test_rank(self):
         with pytest.raises(
@@ -151,8 +225,24 @@ class TestErrors:
         ("kwargs", "text"),
         [
             (
-                {"depths": (2, 2), "dims": (8, 16)},
-                r"`depths` \(=\[2, 2\]\) asks for 2 stages; only one is available",
+                {"depths": (2, 2), "dims": (8, 16), "class_token": True},
+                r"`class_token` \(=True\) needs one stage; `depths` \(=\[2, 2\]\) asks for 2",
+            ),
+            ({"class_token": 1}, r"`class_token` \(=1\) must be True or False"),
+            (
+                {"class_token": True},
+                r"`class_token` needs a `mixer` whose forward takes `spatial`.*Smear does not",
+            ),
+            (
+                {"class_token": True, "global_pool": "none"},
+                r"`class_token` \(=True\) needs a `global_pool`, not 'none'",
+            ),
+            ({"global_pool": "token"}, r"`global_pool` \(='token'\) needs `class_token`"),
+            ({"local_conv": 4}, r"`local_conv` \(=4\) must be odd"),
+            ({"local_conv": -1}, r"`local_conv` \(=-1\) must be an integer of at least 0"),
+            (
+                {"depths": (), "dims": ()},
+                r"`depths` \(=\(\)\) must be a list with one integer for each stage",
             ),
             (
                 {"depths": (2, 2)},
@@ -170,7 +260,10 @@ class TestErrors:
             ),
             ({"norm": "batchnorm"}, r"`norm` \(='batchnorm'\) must be one of 'layernorm', 'rmsnorm'"),
             ({"stem": "hard"}, r"`stem` \(='hard'\) must be one of 'patch', 'conv'"),
-            ({"global_pool": "sum"}, r"`global_pool` \(='sum'\) must be one of 'avg', 'max', 'none'"),
+            (
+                {"global_pool": "sum"},
+                r"`global_pool` \(='sum'\) must be one of 'avg', 'max', 'token', 'none'",
+            ),
             ({"drop_rate": 1.0}, r"`drop_rate` \(=1.0\) must be a number from 0 up to, but not including, 1"),
             ({"drop_path_rate": -0.1}, r"`drop_path_rate` \(=-0.1\) must be a number from 0"),
             ({"mlp_ratio": -1}, r"`mlp_ratio` \(=-1\) must be a number of at least 0"),

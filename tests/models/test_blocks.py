@@ -5,7 +5,7 @@ import torch
 from model_helpers import Smear
 from torch import nn
 
-from nvsubq.models.blocks import MLP, Block, DropPath, drop_path_rates, make_norm
+from nvsubq.models.blocks import MLP, Block, DropPath, LocalConv, drop_path_rates, make_norm
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
@@ -15,6 +15,18 @@ def test_block_is_its_formula(norm):
     x = torch.randn(2, 3, 4, 6)
     y = x + block.mixer(block.norm1(x))
     torch.testing.assert_close(block(x), y + block.mlp(block.norm2(y)))
+
+
+@pytest.mark.parametrize("grid", [(5,), (3, 4), (3, 1, 4)], ids=str)
+def test_a_local_convolution_comes_first_and_keeps_channels_apart(grid):
+    local = LocalConv(len(grid), 6, 3).double()
+    block = Block(6, nn.Identity(), mlp_ratio=0, local_conv=local).double()
+    x = torch.randn(2, *grid, 6, dtype=torch.float64, requires_grad=True)
+    near = torch.stack([local.conv(x.movedim(-1, 1))[:, c] for c in range(6)], -1)  # channels-last by hand
+    torch.testing.assert_close(block(x), x + near + block.norm1(x + near))
+    (reach,) = torch.autograd.grad(local(x)[..., 2].sum(), x)
+    assert (reach[..., 2] != 0).all()
+    assert not reach[..., [0, 1, 3, 4, 5]].any()
 
 
 def test_no_mlp():

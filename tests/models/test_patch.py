@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nvsubq.models.patch import ConvNd, ConvStem, PatchEmbed, PatchExpand
+from nvsubq.models.patch import ConvNd, ConvStem, PatchEmbed, PatchExpand, PatchMerge
 
 CASES = [
     ((4,), (28,)),
@@ -98,3 +98,14 @@ def test_conv_nd_is_torchs_convolution_in_channels_last(rank):
     x = torch.randn(2, *range(4, 4 + rank), 3)
     torch.testing.assert_close(conv(x), conv.conv(x.movedim(-1, 1).contiguous()).movedim(1, -1))
     assert conv(x).shape == (*x.shape[:-1], 5)
+
+
+@pytest.mark.parametrize("grid", [(8,), (7,), (4, 6), (5, 3), (1, 1), (3, 4, 5)], ids=str)
+def test_a_merge_is_a_convolution_of_two_cells_with_zeros_at_the_far_end(grid):
+    merge = PatchMerge(len(grid), 3, 5).double()
+    x = torch.randn(2, *grid, 3, dtype=torch.float64)
+    padded = torch.zeros(2, *(n + n % 2 for n in grid), 3, dtype=torch.float64)
+    padded[(slice(None), *(slice(0, n) for n in grid))] = x
+    weight = merge.proj.weight.reshape(5, *[2] * len(grid), 3).movedim(-1, 1)
+    expected = CONVS[len(grid)](padded.movedim(-1, 1), weight, merge.proj.bias, stride=2).movedim(1, -1)
+    torch.testing.assert_close(merge(x), expected)

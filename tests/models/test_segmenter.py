@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from model_helpers import Smear
 
-from nvsubq import LazyConfig, NDMixer, NDSegmenter, instantiate
+from nvsubq import LazyConfig, NDMixer, NDSegmenter, NDUNet, instantiate
 from nvsubq.cores import Mamba
 
 
@@ -69,6 +69,16 @@ def test_no_weight_decay_gives_full_names():
     }
 
 
+def test_is_the_unet_of_one_stage_named_as_it_was():
+    """A checkpoint from before there was `NDUNet` loads."""
+    model = small()
+    assert {name.split(".")[0] for name in model.state_dict()} == {"backbone", "head"}
+    twin = NDUNet(2, 1, 3, mixer=Smear, patch_size=4, depths=(1,), dims=(12,), head_channels=4)
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(1, 1, 9, 8)
+    assert torch.equal(model(x), twin(x))
+
+
 def test_checkpointing_and_features():
     model = small()
     model.set_grad_checkpointing()
@@ -121,7 +131,7 @@ class TestErrors:
             NDSegmenter(2, 1, 0, mixer=Smear)
         with pytest.raises(ValueError, match=r"`head_channels` \(=0\) must be an integer of at least 1"):
             small(head_channels=0)
-        with pytest.raises(ValueError, match=r"`depths` \(=\[1, 1\]\) asks for 2 stages"):
-            small(depths=(1, 1), dims=(8, 8))
+        with pytest.raises(ValueError, match=r"`head_depth` \(=0\) must be an integer of at least 1"):
+            small(head_depth=0)
         with pytest.raises(TypeError, match="globalpool"):
             small(globalpool="avg")

@@ -230,8 +230,8 @@ class TestErrors:
         ("name", "value", "allowed"),
         [
             ("scan", "spiral", "row_major, column_major, .*, or a callable of the shape"),
-            ("fuse", "gate", "'sum', 'mean'"),
-            ("share", "all", "'none'"),
+            ("fuse", "max", "'sum', 'mean', 'concat', 'gate'"),
+            ("share", "some", r"'none', 'all', 'all\+direction'"),
         ],
     )
     def test_unknown_option(self, name, value, allowed):

@@ -18,6 +18,7 @@ from nvsubq import NDMixer
 from nvsubq.cores import RGLRU, S5, S7, Attention, Mamba, Mamba2
 from nvsubq.models import NDBackbone
 from nvsubq.nd import scan_order
+from nvsubq.nd.schedule import Path
 
 WIDTH = 8
 CORES: dict[str, Callable[..., Any]] = {
@@ -91,11 +92,12 @@ def test_a_flipped_field_is_walked_as_its_flipped_orders_are(core: Any) -> None:
     """To mirror the input is to mirror the order: what the layer sees is the walk, not the grid."""
     mixer = NDMixer(core, d_model=WIDTH, scan="row_major").double()
     other = copy.deepcopy(mixer)
-    other._order = lambda shape: torch.arange(math.prod(shape)).reshape(shape).flip(1).flatten()
+    mirrored = lambda shape: torch.arange(math.prod(shape)).reshape(shape).flip(1).flatten()  # noqa: E731
+    other.paths = (Path(mirrored, False),)
     x = torch.randn(2, 4, 5, WIDTH, dtype=torch.float64)
     torch.testing.assert_close(mixer(x.flip(2)).flip(2), other(x))
     turned = copy.deepcopy(mixer)
-    turned._order = "column_major"
+    turned.paths = (Path("column_major", False),)
     torch.testing.assert_close(mixer(x.transpose(1, 2)).transpose(1, 2), turned(x))
 
 
@@ -113,7 +115,7 @@ def test_layers_alternate() -> None:
     model = NDBackbone(
         2, 1, 3, mixer=partial(NDMixer, CORES["mamba"], scan=scan), dims=(8,), depths=(4,), patch_size=2
     )
-    orders = [(m._order, m._from_end) for m in model.modules() if isinstance(m, NDMixer)]
+    orders = [m.paths[0][:2] for m in model.modules() if isinstance(m, NDMixer)]
     assert orders == [
         ("row_major", False), ("column_major", False), ("row_major", True), ("column_major", True)
     ]  # fmt: skip

@@ -98,7 +98,7 @@ def results(case: Case, tensors: Mapping[str, Tensor], options: Mapping[str, Any
     """Outputs and gradients for fixed cotangents, alike in every row."""
     leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
     outputs = getattr(ops, case.op)(**leaves, **options, return_final_state=True, backend="native")
-    cotangents = [(0.1 + o.detach().abs()).cos() for o in outputs]
+    cotangents = [(0.1 + o.detach().abs()).cos().to(o.dtype) for o in outputs]
     grads = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
     found = dict(zip(("y", "final state"), (o.detach() for o in outputs), strict=True))
     return found | {f"gradient of {n}": g for n, g in zip(leaves, grads, strict=True)}

@@ -108,6 +108,8 @@ def test_the_architectures_that_it_names_are_inside() -> None:
 HOT = {
     "conv1d/forward.cu": ("conv1d_forwardI13__nv_bfloat16Li4ENS_5KnownILb1ELb1E", 8),
     "conv1d/backward.cu": ("conv1d_backwardI13__nv_bfloat16Li4ELb1E", 0),
+    "step/project_in.cu": ("project_in_kernelIf13__nv_bfloat16Li8ELi1E", 0),
+    "step/project.cu": ("project_kernelIf13__nv_bfloat16Li8ELi1E", 0),
 }
 
 

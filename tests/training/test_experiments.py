@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from nvsubq.cli.paths import config_dir
 from nvsubq.cli.self_test import core_lacks
+from nvsubq.nd import scan_order
 from nvsubq.training import train
 from nvsubq.training.build import check_config
 
@@ -19,6 +22,9 @@ CORES = sorted(file.stem for file in (config_dir() / "core").glob("*.yaml") if c
 ONE_STEP = ["trainer.fast_dev_run=true", "threads=1", "baselines=false", "report=false"]
 LIGHT = {
     "mnist": ["data.batch_size=8", "data.eval_batch_size=8"],
+    "mnist_orders": ["data.batch_size=8", "data.eval_batch_size=8"],
+    "textures": ["data.batch_size=8", "data.eval_batch_size=8", "data.stride=64"],
+    "mni152_unet": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
     "mni152": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
 }
 
@@ -58,3 +64,18 @@ def test_every_option_of_a_group_composes(group):
     for file in (config_dir() / group).glob("*.yaml"):
         model = ["model=segmenter", "experiment=mni152"] if file.stem == "segmentation" else []
         check_config(composed(f"{group}={file.stem}", *model))
+
+
+def test_the_sweep_over_orders_names_orders_and_seeds():
+    """`nvsubq train -m experiment=mnist_orders` alone is the whole table."""
+    text = (config_dir() / "experiment" / "mnist_orders.yaml").read_text()
+    params = OmegaConf.create(text).hydra.sweeper.params
+    jobs = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    values = {job.get_key_element(): list(job.sweep_iterator()) for job in jobs}
+    assert values["seed"] == ["0", "1", "2"]
+    orders = [str(order).strip("'") for order in values["model.mixer.scan"]]
+    assert len(orders) == 7
+    for order in orders:
+        assert sorted(scan_order(order, (7, 7)).tolist()) == list(range(49))
+        config = composed("experiment=mnist_orders", f"model.mixer.scan='{order}'")
+        check_config(config)

@@ -63,13 +63,16 @@ def test_classification(digits_run: Path) -> None:
         "images/s",
         "Confusion",
         "Examples, worst first",
+        "Walk and reach",
+        'alt="scan orders: row_major"',
+        'alt="effective receptive field"',
         "<summary>Config</summary>",
         "_target_: nvsubq.cores.Mamba",
     ):
         assert text in html, text
-    # three curves, a matrix, a grid
-    assert html.count("data:image/svg+xml") == 4
-    assert html.count("data:image/png") == 1
+    # three curves, a matrix, a walk; a grid, a receptive field
+    assert html.count("data:image/svg+xml") == 5
+    assert html.count("data:image/png") == 2
     assert html == written(digits_run)
 
 
@@ -86,7 +89,9 @@ def test_segmentation(volume_run: Path) -> None:
         "Volumes of volumes",
     ):
         assert text in html, text
-    assert html.count("data:image/png") == len(np.load(volume_run / "predictions.npz")["shown"])
+    arrays = np.load(volume_run / "predictions.npz")
+    assert html.count("data:image/png") == len(arrays["shown"]) + 1  # and a receptive field
+    assert arrays["receptive_field"].ndim == 3
 
 
 @pytest.mark.parametrize("voxel_size", [[1.0, 1.0, 3.0], [[1.0, 2.0, 3.0]] * 2])

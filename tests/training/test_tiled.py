@@ -62,3 +62,20 @@ def test_refusals():
         tiled(nn.Identity(), images, (4, 4), overlap=1.0)
     with pytest.raises(ValueError, match=r"`batch_size` \(=0\) must be at least 1"):
         tiled(nn.Identity(), images, (4, 4), batch_size=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # whatever MONAI's imports warn of
+def test_windows_by_monai() -> None:
+    from nvsubq.training import SegmentationTask
+    from nvsubq.training.tiled import monai_windows
+
+    volume = torch.randn(2, 2, 9, 20, 7)
+    found = monai_windows(lambda x: 3 * x, volume, (8, 8, 8), batch_size=3)
+    torch.testing.assert_close(found, 3 * volume)
+    task = SegmentationTask(
+        torch.nn.Conv2d(1, 2, 3, padding=1), class_names=["sky", "land"], tile=(8, 8), windows="monai"
+    )
+    image = torch.randn(1, 1, 20, 13)
+    assert task.logits(image).shape == (1, 2, 20, 13)
+    with pytest.raises(ValueError, match=r"`windows` \(='others'\) must be one of 'nvsubq', 'monai'"):
+        SegmentationTask(torch.nn.Identity(), class_names=["sky", "land"], windows="others")

@@ -7,7 +7,7 @@ namespace {
 // Measured on an H100: threads that have few channels and many neighbours hide memory best, more steps of each make
 // up for what it reads before its first one.
 constexpr int kThreads = 256, kAcross = 32;             // of a block; of these at most along the channels
-constexpr int kMostLanes = 4, kAhead = 4, kBlocks = 3;  // channels and inputs of a thread; blocks on a multiprocessor
+constexpr int kMostLanes = 4, kAhead = 8, kBlocks = 2;  // channels and inputs of a thread; blocks on a multiprocessor
 constexpr int64_t kLongest = 64, kPlenty = 80000;       // steps of a thread; threads that are enough
 
 // Inputs of some steps, asked for together. Past the end it is the last one again, which goes nowhere.
@@ -22,7 +22,7 @@ struct Batch {
     for (int i = 0; i < kAhead; ++i) {
       const int step = min(begin + i, end - 1);
       cells[i] = path.cell(step);
-      packs[i] = load_pack<S, V>(from + int64_t(cells[i]) * stride);
+      packs[i] = load_once<S, V>(from + int64_t(cells[i]) * stride);
       numbers[i] = number_at<PLAIN>(path, step);
     }
   }
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : kBlocks)
         Pack<S, V> out;
 #pragma unroll
         for (int v = 0; v < V; ++v) out.lane[v] = narrow<S>(gated ? silu(sum[v]) : sum[v]);
-        if (k + i < end) store_pack<S, V>(to + int64_t(batch.cells[i]) * to_stride, out);
+        if (k + i < end) store_once<S, V>(to + int64_t(batch.cells[i]) * to_stride, out);
         window.push(now, batch.numbers[i]);
       }
       batch = next;

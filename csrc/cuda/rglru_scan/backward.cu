@@ -166,7 +166,9 @@ int64_t workspace_of(const Rglru& a) {
   Links::in<T>(forward, a, there);
   Links::in<T>(backward, a, back);
   partial_in<T>(backward, a, back);
-  return forward.bytes() > backward.bytes() ? forward.bytes() : backward.bytes();
+  int64_t bytes = forward.bytes() > backward.bytes() ? forward.bytes() : backward.bytes();
+  if (in_pairs(a) && pairs_workspace(a) > bytes) bytes = pairs_workspace(a);
+  return bytes;
 }
 
 }  // namespace

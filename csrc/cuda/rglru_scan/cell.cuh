@@ -123,8 +123,8 @@ struct RglruChannel {
   bool gated, by_tanh;
   uint32_t unscaled;  // bit 0: the input of the walk's first cell is not scaled, bit 1: nor that of a sequence's
 
-  NVSUBQ_BOTH RglruChannel(const Rglru& a, const TilePlace& place)
-      : channel(place.channel), rate(0), r_bias(0), i_bias(0), gated(present(a.gate)),
+  NVSUBQ_BOTH RglruChannel(const Rglru& a, const TilePlace& place, int which = 0)
+      : channel(place.channel + which), rate(0), r_bias(0), i_bias(0), gated(present(a.gate)),
         by_tanh(a.flags & NVSUBQ_GELU_TANH) {
     unscaled = !(a.flags & NVSUBQ_UNSCALED_FIRST) ? 0 : present(a.initial_state) ? 2 : 3;
     if (!place.live) return;
@@ -171,6 +171,10 @@ NVSUBQ_BOTH void keep_state(const Chunk<R>& chunk, T (&decay)[R], T (&in)[R]) {
 
 int64_t rglru_workspace(const Rglru& a);
 int rglru_forward(const Rglru& a, cudaStream_t stream);
+// The forward of two channels a lane, where the tensors over cells are all bf16, or fp16, and lie so.
+bool in_pairs(const Rglru& a);
+int64_t pairs_workspace(const Rglru& a);
+int forward_in_pairs(const Rglru& a, cudaStream_t stream);
 int rglru_backward(const Rglru& a, cudaStream_t stream);
 
 }  // namespace nvsubq

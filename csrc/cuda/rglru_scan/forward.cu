@@ -78,6 +78,7 @@ int run_forward(const Rglru& a, cudaStream_t stream) {
 }  // namespace
 
 int rglru_forward(const Rglru& a, cudaStream_t stream) {
+  if (in_pairs(a)) return forward_in_pairs(a, stream);
   return a.flags & NVSUBQ_DOUBLE ? run_forward<double>(a, stream) : run_forward<float>(a, stream);
 }
 

@@ -24,6 +24,7 @@ CORES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 }
 THEIRS = {"mamba-ssm Mamba": "Mamba", "mamba-ssm Mamba2": "Mamba2"}
 DECODED = ("Mamba", "Mamba2", "S5", "S7", "RGLRU")
+STEPS = {"Mamba": "mamba_step", "Mamba2": "mamba2_step", "S5": "s5_step", "RGLRU": "rglru_step"}
 
 
 def core_factory(name: str) -> tuple[Callable[..., nn.Module], str]:
@@ -99,9 +100,21 @@ def decode(device: torch.device, width: int = DECODED_WIDTH) -> list[Subject]:
     ]
 
 
+def step_note(name: str, note: str) -> str:
+    """What a reader must know of a step: that it is no native call, and what `note` says of its ops then."""
+    from nvsubq.ops import native
+
+    step = STEPS.get(name)
+    if step is not None and native.missing(step, torch.device("cuda")) is None:
+        return ""
+    return f"composed of ops; {note}" if note else "composed of ops"
+
+
 def decode_task(name: str, device: torch.device, width: int) -> Task:
     """A step by the wall clock, and as a CUDA graph; its floor is the bytes of the weights."""
     factory, note = core_factory(name)
+    if name in CORES:
+        note = step_note(name, note)
     torch.manual_seed(0)
     core = factory(d_model=width, device=device, dtype=torch.bfloat16)
     token = torch.randn(1, 1, width, device=device, dtype=torch.bfloat16)

@@ -63,6 +63,11 @@ class NativeOp:
         return self.saved_elements(arguments), accumulation_dtype(*floats)
 
 
+def borders(length: int, cells: int) -> int:
+    """How many borders there are between segments of so many cells."""
+    return (length - 1) // cells if length else 0
+
+
 def _like(tensor: Any) -> Tensor:
     """A dense tensor of this shape and dtype, in half the time that `new_empty` takes."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
@@ -102,11 +107,21 @@ class NativeCall:
         return (y, state) if final else y  # type: ignore[return-value]
 
     def forward(
-        self, tensors: Tensors, seq_idx: Tensor | None, order: Tensor | None, *, end: bool = True
+        self,
+        tensors: Tensors,
+        seq_idx: Tensor | None,
+        order: Tensor | None,
+        *,
+        end: bool = True,
+        keep: bool = True,
+        into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give y, the final state (empty unless `end`) and what `backward` needs."""
+        """Give y, the final state (empty unless `end`) and what `backward` needs (empty unless `keep`).
+
+        y is written to `into` where that is given.
+        """
         y, final, saved = self.run_forward(
-            self.readable(tensors), self.tables(seq_idx, order), keep=True, end=end
+            self.readable(tensors), self.tables(seq_idx, order), keep=keep, end=end, into=into
         )
         if final is None:
             final = y.new_empty(0, dtype=self.final.dtype)
@@ -145,22 +160,30 @@ class NativeCall:
         return tuple([readable(t) for t in tensors]) if self.odd else tensors
 
     def run_forward(
-        self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True
+        self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True, into: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Give y, with `end` the final state and, if it is kept and not empty, what `run_backward` needs."""
         like: Any = tensors[0]
-        if self.like_y is None:
+        if into is not None:
+            y = into
+        elif self.like_y is None:
             y = like.new_empty(self.y.shape, dtype=self.y.dtype)
         else:
             y = _like(tensors[self.like_y])
         final = like.new_empty(self.final.shape, dtype=self.final.dtype) if end else None
-        saved = (
-            like.new_empty(self.saved_elements, dtype=self.dtype) if keep and self.saved_elements else None
-        )
+        saved = None
+        if keep and self.saved_elements:
+            # Where cells are absent a walk ends before some borders: an operator's output has to be defined.
+            make = like.new_zeros if "count" in tables.named else like.new_empty
+            saved = make(self.saved_elements, dtype=self.dtype)
         which = "forward" if end else "forward without state"
+        if into is not None:
+            which += " into"
         packed = self.structs().get((which, tables.which))
         if packed is None:
             packed = self._pack(which, tensors, tables, {"y": y, "final_state": final})
+        if into is not None:
+            packed.set_strides("y", into)
         packed.run([*tensors, y, final], tables, saved)
         return y, final, saved
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvsubq.ops.native.call import Described, NativeOp
-from nvsubq.ops.native.library import FIXED_A, SHARED_DT, Layout
+import torch
 
-CELLS = 32  # of a segment; states are kept at the borders
+from nvsubq.ops.native.call import Described, NativeOp, borders
+from nvsubq.ops.native.library import FIXED_A, SHARED_DT, Layout
+from nvsubq.ops.numerics import accumulation_dtype
+
+CELLS = 32  # of a segment on the CPU; states are kept at the borders
 DISCRETIZATIONS = {"zoh": 1, "bilinear": 2}
 INPUT_SCALES = {"none": 0, "zoh": 1, "bilinear": 2, "sqrt": 3}
 INPUTS = ("a", "b", "dt", "initial_state")
@@ -37,7 +40,11 @@ def _describe(arguments: Mapping[str, Any]) -> Described:
 
 def _saved_elements(arguments: Mapping[str, Any]) -> int:
     batch, length, width = arguments["b"].shape
-    parts = 2 if arguments["a"].is_complex() or arguments["b"].is_complex() else 1
+    floats = [arguments[name] for name in INPUTS if arguments[name] is not None]
+    parts = 2 if any(t.is_complex() for t in floats[:2]) else 1
+    if floats[0].device.type == "cuda":
+        cells = 32 if parts == 2 and accumulation_dtype(*floats) == torch.float64 else 64
+        return batch * borders(length, cells) * parts * width
     return batch * (length // CELLS) * parts * width
 
 

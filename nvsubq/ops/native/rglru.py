@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvsubq.ops.native.call import Described, NativeOp
-from nvsubq.ops.native.library import GELU_TANH, UNSCALED_FIRST, Layout, bits
+import torch
 
-CELLS = 32  # of a segment; states are kept at the borders
+from nvsubq.ops.native.call import Described, NativeOp, borders
+from nvsubq.ops.native.library import GELU_TANH, UNSCALED_FIRST, Layout, bits
+from nvsubq.ops.numerics import accumulation_dtype
+
+CELLS = 32  # of a segment on the CPU; states are kept at the borders
 INPUTS = ("x", "r", "i", "a_log", "gate", "r_bias", "i_bias", "initial_state")
 LAYOUT = Layout(
     scalars=("batch", "length", "width", "blocks", "c_bits", "flags", "device", "threads", "level"),
@@ -30,7 +33,11 @@ def _describe(arguments: Mapping[str, Any]) -> Described:
 
 
 def _saved_elements(arguments: Mapping[str, Any]) -> int:
-    batch, length, width = arguments["x"].shape
+    x = arguments["x"]
+    batch, length, width = x.shape
+    if x.device.type == "cuda":
+        floats = (arguments[name] for name in INPUTS)
+        return batch * borders(length, 32 if accumulation_dtype(*floats) == torch.float64 else 64) * width
     return batch * (length // CELLS) * width
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvsubq.ops.native.call import Described, NativeOp
+from nvsubq.ops.native.call import Described, NativeOp, borders
 from nvsubq.ops.native.library import SOFTPLUS, Layout
 
 FIXED = {"B": 256, "C": 512, "decay_gate": 1024}  # over time: [D, N]
@@ -44,11 +44,13 @@ def _one_group(strides: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _saved_elements(arguments: Mapping[str, Any]) -> int:
-    """States at the borders of segments, of which there are at most one in so many cells."""
+    """States at the borders of segments."""
     batch, length, width = arguments["u"].shape
     states = arguments["A"].shape[1]
     parts = 2 if arguments["A"].is_complex() else 1
-    cells = 32 if states <= 16 and arguments["u"].device.type == "cpu" else 64
+    if arguments["u"].device.type == "cuda":
+        return batch * borders(length, 64) * states * parts * width
+    cells = 32 if states <= 16 else 64
     return batch * (length // cells) * states * parts * width
 
 

@@ -46,19 +46,44 @@ def strides(shape: Shape) -> tuple[int, ...]:
 
 
 class PackedStep:
-    """A packed struct, complete but for the addresses of its tensors, and its own share of a workspace."""
+    """A packed struct, complete but for the addresses of its tensors.
 
-    def __init__(self, packed: ctypes.Array, work: Tensor, first: int) -> None:
-        self.packed, self.work = packed, work
+    Args:
+        packed: the struct.
+        scalars: how many it has.
+        function: that takes it.
+        needed: bytes of workspace.
+        work: memory for it that all calls of a thread share, or None: then each call takes its own, as calls
+            on several streams may run at once.
+        index: of the CUDA device, -1 for CPUs.
+    """
+
+    def __init__(
+        self, packed: ctypes.Array, scalars: int, function: Any, needed: int, work: Tensor | None, index: int
+    ) -> None:
+        self.packed, self.function, self.needed, self.work, self.index = packed, function, needed, work, index
         self.words = memoryview(packed).cast("B").cast("Q")
-        self.first = first  # word of the first tensor's address; the next ones are six words apart
+        self.workspace = 1 + scalars  # address, bytes; then comes the stream
+        self.first = self.workspace + 5  # the first tensor's address; the next ones are six words apart
+        self.place = None if index < 0 else torch.device("cuda", index)
+        if work is not None:
+            self.words[self.workspace] = work.data_ptr()
+            self.words[self.workspace + 1] = work.numel()
 
-    def point(self, addresses: Sequence[int]) -> ctypes.Array:
+    def call(self, addresses: Sequence[int]) -> int:
+        """Run it; gives the status. A workspace goes back to what comes later on the same stream."""
         words, at = self.words, self.first
         for address in addresses:
             words[at] = address
             at += 6
-        return self.packed
+        if self.place is None:
+            return int(self.function(self.packed))
+        own = torch.empty(self.needed, dtype=torch.uint8, device=self.place)
+        at = self.workspace
+        words[at] = own.data_ptr()
+        words[at + 1] = self.needed
+        words[at + 2] = library.current_stream(self.index)  # type: ignore[misc]
+        return int(self.function(self.packed))
 
 
 class StepCall:
@@ -85,6 +110,7 @@ class StepCall:
         """Run the step, or say that it is not served. `scalars` lack flags, device, threads and level."""
         codes: list[int | None] = []
         addresses = []
+        index = tensors[0].get_device() if tensors[0].is_cuda else -1
         for tensor, shape in zip(tensors, shapes, strict=True):
             if tensor is None:
                 codes.append(_ABSENT)
@@ -93,7 +119,7 @@ class StepCall:
             if (
                 tensor.shape != shape
                 or type(tensor) not in _PLAIN
-                or not tensor.is_cpu
+                or not (tensor.is_cpu if index < 0 else tensor.is_cuda and tensor.get_device() == index)
                 or tensor.layout is not _STRIDED
                 or not tensor.is_contiguous()
             ):
@@ -101,15 +127,18 @@ class StepCall:
             codes.append(_CODES.get(tensor.dtype))
             addresses.append(tensor.data_ptr())
         local = self.local
-        key = (scalars, tuple(codes), torch.get_num_threads(), library.forced_level)
+        if index < 0:
+            key = (scalars, tuple(codes), index, torch.get_num_threads(), library.forced_level)
+        else:
+            key = (scalars, tuple(codes), index, 0, 0)
         try:
             packed = local.structs[key]
         except (AttributeError, KeyError):
             packed = self._pack(key, shapes)
         if packed is None:
             return False
-        if local.function(packed.point(addresses)):
-            raise RuntimeError(f"{self.name}: {library.library().nvsubq_last_error().decode()}.")
+        if packed.call(addresses):
+            raise RuntimeError(f"{self.name}: {_library(index).nvsubq_last_error().decode()}.")
         return True
 
     def _pack(self, key: tuple, shapes: Sequence[Shape]) -> PackedStep | None:
@@ -117,12 +146,12 @@ class StepCall:
         local = self.local
         if not hasattr(local, "structs"):
             local.structs = {}
-            local.function = getattr(library.library(), self.name)
             local.work = torch.empty(0, dtype=torch.uint8, device="cpu")
         if len(local.structs) >= KEPT:
             local.structs.clear()
-        scalars, codes, threads, level = key
-        packed = self._made(scalars, codes, threads, level, shapes) if self._serves(codes) else None
+        scalars, codes, index, *machine = key
+        serves = self._serves(codes) and (index < 0 or self._serves_on_cuda(codes))
+        packed = self._made(scalars, codes, (max(index, 0), *machine), shapes, index) if serves else None
         local.structs[key] = packed
         return packed
 
@@ -134,16 +163,20 @@ class StepCall:
         others = (code for i, code in enumerate(codes) if i != self.state)
         return codes[self.state] == exact and all(code not in (_C64, _C128) for code in others)
 
+    def _serves_on_cuda(self, codes: Sequence[int | None]) -> bool:
+        """Whether all is in fp64 where anything is: the projections decide how a kernel computes."""
+        return codes[0] == _F64 or not any(code in _DOUBLES for code in codes)
+
     def _made(
         self,
         scalars: tuple[int, ...],
         codes: Sequence[int],
-        threads: int,
-        level: int,
+        machine: tuple[int, ...],
         shapes: Sequence[Shape],
+        index: int,
     ) -> PackedStep:
         flags = DOUBLE if any(code in _DOUBLES for code in codes) else 0
-        complete = (*scalars[: self.flags], flags, *scalars[self.flags :], 0, threads, level)
+        complete = (*scalars[: self.flags], flags, *scalars[self.flags :], *machine)
         fields: list[int] = []
         for code, shape in zip(codes, shapes, strict=True):
             if code == _ABSENT:
@@ -153,18 +186,23 @@ class StepCall:
                 fields += (0, *strides(shape), dtype, flag)
         buffer = ctypes.create_string_buffer(self.packer.size)
 
-        def pack(work: Tensor | None) -> None:
-            memory = (0, 0) if work is None else (work.data_ptr(), work.numel())
-            self.packer.pack_into(buffer, 0, self.packer.size, ABI, *complete, *memory, 0, 0, 0, *fields)
-
-        pack(None)
-        needed = getattr(library.library(), f"{self.name}_workspace")(buffer)
+        found = _library(index)
+        self.packer.pack_into(buffer, 0, self.packer.size, ABI, *complete, 0, 0, 0, 0, 0, *fields)
+        needed = getattr(found, f"{self.name}_workspace")(buffer)
         if needed < 0:
-            raise RuntimeError(f"{self.name}_workspace: {library.library().nvsubq_last_error().decode()}.")
-        if needed > self.local.work.numel():
-            self.local.work = torch.empty(needed, dtype=torch.uint8, device="cpu")
-        pack(self.local.work)
-        return PackedStep(buffer, self.local.work, 1 + len(self.layout.scalars) + 5)
+            raise RuntimeError(f"{self.name}_workspace: {found.nvsubq_last_error().decode()}.")
+        work: Tensor | None = None
+        if index < 0:
+            if needed > self.local.work.numel():
+                self.local.work = torch.empty(needed, dtype=torch.uint8, device="cpu")
+            work = self.local.work
+        function = getattr(found, self.name)
+        return PackedStep(buffer, len(self.layout.scalars), function, needed, work, index)
+
+
+def _library(index: int) -> ctypes.CDLL:
+    """The library for CPUs, or for the CUDA device of a number."""
+    return library.library("cpu" if index < 0 else "cuda")
 
 
 def given(x: Any) -> Any:

@@ -57,6 +57,10 @@ KINDS = {"mamba": 0, "zoh": 1, "async": 1, "bilinear": 2, "dirac": 3}
 # Up to this many rows the library's own projections are at least as fast as torch's. Few CPUs multiply fp16,
 # and torch's product of it is slow on the others; many do bf16.
 _ROWS_INSIDE = {torch.float32: 64, torch.float64: 64, torch.float16: 64, torch.bfloat16: 4}
+_ROWS_INSIDE_ON_CUDA = 16
+# Beyond so many rows the ops are left to compose a step on CUDA: products that a kernel has inside read their
+# weights for every four rows.
+_ROWS_ON_CUDA = {"mamba": 4096, "mamba2": 4096, "rglru": 16, "s5": 256}
 
 _MAMBA = StepCall(
     "mamba_step", MAMBA, ("in_weight", "in_bias", "x_proj", "dt_weight", "out_weight", "out_bias", "y")
@@ -71,6 +75,16 @@ _RGLRU = StepCall(
     ),
 )  # fmt: skip
 _S5 = StepCall("s5_step", S5, ("B", "C", "y"), is_complex=True)
+
+
+def _too_many(x: Tensor, core: str) -> bool:
+    """Whether these rows are left to the ops."""
+    return x.is_cuda and x.shape[0] > _ROWS_ON_CUDA[core]
+
+
+def _inside(x: Tensor) -> bool:
+    """Whether the native call multiplies by the projections in and out too."""
+    return x.shape[0] <= (_ROWS_INSIDE_ON_CUDA if x.is_cuda else _ROWS_INSIDE.get(x.dtype, 0))
 
 
 @lru_cache(KEPT)
@@ -104,9 +118,11 @@ def mamba_step(
     discretization: str,
 ) -> Tensor | None:
     """Native form of `nvsubq.ops.steps.mamba_step`."""
+    if _too_many(x, "mamba"):
+        return None
     batch, _, model = x.shape
     (width, states), rank, taps = A_log.shape, dt_weight.shape[-1], conv_weight.shape[-1]
-    inside = batch <= _ROWS_INSIDE.get(x.dtype, 0)
+    inside = _inside(x)
     first: tuple[Any, ...] = in_weight, in_bias
     last: tuple[Any, ...] = out_weight, out_bias
     if inside:
@@ -165,7 +181,7 @@ def mamba2_step(
     dt_limit: tuple[float, float],
 ) -> Tensor | None:
     """Native form of `nvsubq.ops.steps.mamba2_step`."""
-    if state.dim() != 4:
+    if state.dim() != 4 or _too_many(x, "mamba2"):
         return None
     batch, _, model = x.shape
     (_, heads, head_width, states), taps = state.shape, conv_weight.shape[-1]
@@ -173,7 +189,7 @@ def mamba2_step(
     mlp = out_weight.shape[-1] - width
     if mlp < 0:
         return None
-    inside = batch <= _ROWS_INSIDE.get(x.dtype, 0)
+    inside = _inside(x)
     first: tuple[Any, ...] = in_weight, in_bias
     last: tuple[Any, ...] = out_weight, out_bias
     if inside:
@@ -224,9 +240,11 @@ def rglru_step(
     c: float,
 ) -> Tensor | None:
     """Native form of `nvsubq.ops.steps.rglru_step`."""
+    if _too_many(x, "rglru"):
+        return None
     batch, _, model = x.shape
     width, taps = a_log.shape[0], conv_weight.shape[-1]
-    inside = batch <= _ROWS_INSIDE.get(x.dtype, 0)
+    inside = _inside(x)
     first: tuple[Any, ...] = in_weight, in_bias, gate_weight, gate_bias
     last: tuple[Any, ...] = out_weight, out_bias
     gate: Tensor | None = None
@@ -272,6 +290,8 @@ def s5_step(
     conj_sym: bool,
 ) -> Tensor | None:
     """Native form of `nvsubq.ops.steps.s5_step`."""
+    if _too_many(u, "s5"):
+        return None
     if state.is_conj():
         return None
     batch, _, width = u.shape

@@ -1,0 +1,113 @@
+// First-order recurrences, forward, two neighbouring channels a lane: half as many loads and stores, each twice as
+// wide, for tensors [B, L, D] of one dtype of at most 32 bits whose pairs lie on multiples of their size.
+#ifndef NVSUBQ_CUDA_PAIRS_CUH
+#define NVSUBQ_CUDA_PAIRS_CUH
+
+#include "chain.cuh"
+
+namespace nvsubq {
+
+// Two neighbouring elements of BYTES each, as memory holds them.
+template <int BYTES>
+struct RawPair {
+  using type = uint32_t;
+};
+template <>
+struct RawPair<4> {
+  using type = uint2;
+};
+
+__device__ __forceinline__ float2 opened(uint2 raw, bool) {
+  return make_float2(__uint_as_float(raw.x), __uint_as_float(raw.y));
+}
+__device__ __forceinline__ float2 opened(uint32_t raw, bool brain) {
+  if (brain) return make_float2(__uint_as_float(raw << 16), __uint_as_float(raw & 0xffff0000u));
+  return __half22float2(*reinterpret_cast<const __half2*>(&raw));
+}
+__device__ __forceinline__ void close(float x, float y, bool, uint2* raw) {
+  *raw = make_uint2(__float_as_uint(x), __float_as_uint(y));
+}
+__device__ __forceinline__ void close(float x, float y, bool brain, uint32_t* raw) {
+  if (brain)
+    *reinterpret_cast<__nv_bfloat162*>(raw) = __floats2bfloat162_rn(x, y);
+  else
+    *reinterpret_cast<__half2*>(raw) = __floats2half2_rn(x, y);
+}
+
+// The pairs of a chunk; zeros at steps that are not visited.
+template <int R, class Raw>
+__device__ __forceinline__ void load_pairs(const nvsubq_tensor& t, const Chunk<R>& chunk, int channel, Raw (&to)[R]) {
+  constexpr int kBytes = int(sizeof(Raw)) / 2;
+  if (chunk.visited < R) {
+#pragma unroll
+    for (int j = 0; j < R; ++j) to[j] = Raw{};
+  }
+  char* data = static_cast<char*>(t.data) + (chunk.row * t.stride[0] + channel) * kBytes;
+  for_steps(chunk, chunk.visited, data, t.stride[1] * kBytes,
+            [&](int j, char* p) { to[j] = __ldg(reinterpret_cast<const Raw*>(p)); });
+}
+// Writes them; zeros at the cells that are not there.
+template <class Raw, int R>
+__device__ __forceinline__ void store_pairs(const nvsubq_tensor& t, const Chunk<R>& chunk, int channel, bool brain,
+                                            float (&x)[2][R]) {
+  constexpr int kBytes = int(sizeof(Raw)) / 2;
+  clear_absent(chunk, x[0]), clear_absent(chunk, x[1]);
+  char* data = static_cast<char*>(t.data) + (chunk.row * t.stride[0] + channel) * kBytes;
+  for_steps(chunk, chunk.exist, data, t.stride[1] * kBytes,
+            [&](int j, char* p) { close(x[0][j], x[1][j], brain, reinterpret_cast<Raw*>(p)); });
+}
+
+// Turns the inputs of a chunk into its states. `saved` has the states that enter tiles of `tile_back` steps.
+template <class Args, int WARPS, int R>
+__device__ __forceinline__ void scan_pairs(const Args& a, TileMemory<float, WARPS> (&memory)[2], const Tiling& tiling,
+                                           const Links& links, const TilePlace& place, const Chunk<R>& chunk,
+                                           int tile_back, const float (&decay)[2][R], float (&in)[2][R]) {
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) & 31;
+#pragma unroll
+  for (int v = 0; v < 2; ++v) {
+    float product = 1, s = 0;
+    for_starts(chunk, [&](auto starts) {
+#pragma unroll
+      for (int j = 0; j < R; ++j) {
+        s = starts(j) ? in[v][j] : fused(decay[v][j], s, in[v][j]);
+        product = starts(j) ? 0.0f : product * decay[v][j];
+      }
+    });
+    memory[v].product[warp][lane] = product, memory[v].sum[warp][lane] = s;
+  }
+  __syncthreads();
+  for (int v = warp; v < 2; v += tiling.warps) {  // a warp for each: they wait side by side
+    const float s = place.live ? read_state<float>(a.initial_state, place.row, place.channel + v) : 0.0f;
+    memory[v].entering[lane] = linked<false>(memory[v], tiling, links, place, place.column(v, 2), s);
+  }
+  Link<float> before[2];
+#pragma unroll
+  for (int v = 0; v < 2; ++v) before[v] = chunks_before<false>(memory[v], tiling, warp);
+  __syncthreads();
+  const bool border = place.live && a.saved && chunk.first && chunk.first % tile_back == 0 && chunk.first < a.length;
+  const int64_t tile = int64_t(place.row) * borders(a.length, tile_back) + chunk.first / tile_back - 1;
+  const bool last = place.live && place.rank == tiling.tiles - 1 && warp == tiling.warps - 1;
+#pragma unroll
+  for (int v = 0; v < 2; ++v) {
+    float s = fold(before[v].product, before[v].sum, memory[v].entering[lane]);
+    if (border) static_cast<float*>(a.saved)[tile * a.width + place.channel + v] = s;
+    for_starts(chunk, [&](auto starts) {
+#pragma unroll
+      for (int j = 0; j < R; ++j) in[v][j] = s = starts(j) ? in[v][j] : fused(decay[v][j], s, in[v][j]);
+    });
+    if (last) write_state(a.final_state, place.row, place.channel + v, s);
+  }
+}
+
+// Whether channels pair up, and pairs of a tensor that is there lie on multiples of their size.
+template <class Args>
+bool pairs_up(const Args& a) {
+  return a.blocks > 0 && a.width / a.blocks % 2 == 0 && !(a.flags & NVSUBQ_DOUBLE);
+}
+inline bool lies_in_pairs(const nvsubq_tensor& t, int32_t dtype) {
+  return !present(t) || (t.dtype == dtype && !(t.flags & NVSUBQ_COMPLEX) && packs_fit(t, 2));
+}
+
+}  // namespace nvsubq
+
+#endif

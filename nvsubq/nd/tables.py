@@ -1,0 +1,59 @@
+"""The tables that a layer walks by: of its field, or of the field and a class token in the walk's middle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from nvsubq.nd.orders import ScanOrder, scan_order
+
+__all__ = ["order_table"]
+
+_MOST_REMEMBERED = 64
+
+
+def order_table(order: ScanOrder, shape: torch.Size, device: torch.device, token: bool = False) -> Tensor:
+    """`scan_order`, in eager and in compiled code; with `token` of one more cell, L, visited at step L // 2.
+
+    Example:
+        >>> order_table("column_major", torch.Size((2, 2)), torch.device("cpu"), token=True).tolist()
+        [0, 2, 4, 1, 3]
+    """
+    if torch.compiler.is_dynamo_compiling() and isinstance(order, str):
+        return _named(order, list(shape), device, token)
+    return _table(order, tuple(shape), device, token)
+
+
+def _table(order: ScanOrder, shape: tuple[int, ...], device: torch.device, token: bool) -> Tensor:
+    if not token:
+        return scan_order(order, shape, device=device)
+    try:
+        hash(order)
+    except TypeError:
+        return _with_token(order, shape, device)
+    return _remembered(order, shape, device)
+
+
+def _with_token(order: ScanOrder, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    cells = scan_order(order, shape, device=device)
+    with torch.inference_mode(False), torch.no_grad():  # what is remembered must serve training too
+        half, last = len(cells) // 2, torch.full((1,), len(cells), dtype=torch.int64, device=device)
+        return torch.cat([cells[:half], last, cells[half:]])
+
+
+_remembered = lru_cache(_MOST_REMEMBERED)(_with_token)
+
+
+# Dynamo would trace how a table is made, and past its cache; this is one node for it.
+@torch.library.custom_op("nvsubq::scan_order", mutates_args=())
+def _named(order: str, shape: Sequence[int], device: torch.device, token: bool) -> Tensor:
+    return _table(order, tuple(shape), device, token).clone()  # compiled code may reuse the memory
+
+
+@_named.register_fake
+def _(order: str, shape: Sequence[int], device: torch.device, token: bool) -> Tensor:
+    return torch.empty(math.prod(shape) + token, dtype=torch.int64, device=device)
