@@ -69,8 +69,6 @@ struct Mma {
   using Given = Tile<Terms>;
   using Made = Tile<2>;
   using Fine = Tile<3>;
-  // Of numbers that only make outputs as coarse as the inputs.
-  using Rough = Tile<Terms>;
 
   struct Sum {
     float v[2][kFragments][4];
@@ -95,12 +93,11 @@ struct Mma {
 #pragma unroll
           for (int i = 0; i < 4; ++i) f(r + 16 * m + i / 2 * 8, c + 8 * n + i % 2, v[m][n][i], other.v[m][n][i]);
     }
-    // A tile of f(row, column, element).
-    template <int Planes, class F>
-    __device__ __forceinline__ void put(Tile<Planes>& to, F f) {
-      put_pairs<Planes>(to.data, kPitch, kPlane, f);
+    template <class F>
+    __device__ __forceinline__ void put(Made& to, F f) {
+      put_pairs(to.data, kPitch, kPlane, f);
     }
-    template <int Planes, class F>
+    template <class F>
     __device__ __forceinline__ void put_pairs(bf16* to, int pitch, int plane, F f) {
       const int r0 = row(), c0 = column();
 #pragma unroll
@@ -114,7 +111,7 @@ struct Mma {
             Pack<bf16, 2> hi, lo;
             hi.lane[0] = x.hi, hi.lane[1] = y.hi, lo.lane[0] = x.lo, lo.lane[1] = y.lo;
             store_pack<bf16, 2>(to + r * pitch + c, hi);
-            if (Planes == 2) store_pack<bf16, 2>(to + plane + r * pitch + c, lo);
+            store_pack<bf16, 2>(to + plane + r * pitch + c, lo);
           }
     }
     static __device__ __forceinline__ int row() { return threadIdx.x / 32 / kAcross * 32 + threadIdx.x % 32 / 4; }
@@ -184,7 +181,7 @@ struct Mma {
   }
 
   static __device__ __forceinline__ void store(Sum& sum, Stored* to) {
-    sum.template put_pairs<2>(to, kSide, kSide * kSide, [](int, int, float x) { return x; });
+    sum.put_pairs(to, kSide, kSide * kSide, [](int, int, float x) { return x; });
   }
   // Whether rows of a dtype are a tile as they are; then `copy` takes 8 columns from them, or zeros.
   template <class Tile>

@@ -36,7 +36,6 @@ struct Simt {
   using Given = Tile;
   using Made = Tile;
   using Fine = Tile;
-  using Rough = Tile;
 
   struct Sum {
     T v[4];

@@ -9,14 +9,13 @@ namespace nvsubq::ssd {
 
 constexpr int kMostWalked = 2;  // tiles of states
 
-// Once the outputs have read the states, these make place for the inputs times their decays.
+// Once the outputs have read the states, these make place for the inputs times their decays, and for the stage.
 template <class Math, int kTiles>
 struct WalkMemory {
-  static constexpr int64_t kGiven = Math::Given::kBytes, kMade = Math::Made::kBytes, kRough = Math::Rough::kBytes;
+  static constexpr int64_t kGiven = Math::Given::kBytes, kMade = Math::Made::kBytes;
   static constexpr int64_t kX = sizeof(Chunk<Math>), kC = kX + kGiven, kB = kC + kTiles * kGiven;
-  static constexpr int64_t kWeights = kB + kTiles * kGiven, kStates = kWeights + kRough;
-  static constexpr int64_t kStage = kStates + (kTiles * kRough > kMade ? kTiles * kRough : kMade);
-  static constexpr int64_t kBytes = kStage + Stage<Math>::kBytes;
+  static constexpr int64_t kWeights = kB + kTiles * kGiven, kStates = kWeights + kMade, kStage = kStates + kMade;
+  static constexpr int64_t kBytes = kStage + (kMade > Stage<Math>::kBytes ? kMade : int64_t(Stage<Math>::kBytes));
 };
 
 // A block per unit, head and tile of lanes.
@@ -29,12 +28,11 @@ __global__ void __launch_bounds__(Math::kThreads, Math::kOutputs)
   extern __shared__ __align__(16) char memory[];
   auto& chunk = *reinterpret_cast<Chunk<Math>*>(memory);
   typename Math::Given x(memory + Memory::kX);
-  typename Math::Rough weights(memory + Memory::kWeights);
-  typename Math::Made rows(memory + Memory::kStates);
+  typename Math::Made weights(memory + Memory::kWeights), rows(memory + Memory::kStates);
   Stage<Math> stage(memory + Memory::kStage);
   const auto C = [&](int t) { return typename Math::Given(memory + Memory::kC + t * Memory::kGiven); };
   const auto B = [&](int t) { return typename Math::Given(memory + Memory::kB + t * Memory::kGiven); };
-  const auto state_tile = [&](int t) { return typename Math::Rough(memory + Memory::kStates + t * Memory::kRough); };
+  const auto state_tile = [&](int t) { return typename Math::Made(memory + Memory::kStates + t * Memory::kMade); };
 
   const Ssd& a = call.a;
   const Plan& plan = call.plan;
