@@ -9,4 +9,4 @@ python="${PYTHON:-python3}"
     exit 1
 }
 "$python" -c 'from nvsubq.ops import native; raise SystemExit(native.inactive("cuda"))'
-exec "$python" -m pytest -m gpu -q tests/ops tests/bench tests/cores "$@"
+exec "$python" -m pytest -m gpu -q tests/ops tests/bench tests/cores/test_{cuda_steps,gpu_cores}.py "$@"

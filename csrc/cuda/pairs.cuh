@@ -99,7 +99,7 @@ __device__ __forceinline__ void scan_pairs(const Args& a, TileMemory<float, WARP
   }
 }
 
-// Whether channels pair up, and pairs of a tensor that is there lie on multiples of their size.
+// Whether channels pair up; and whether a tensor that is there has this dtype and pairs on multiples of their size.
 template <class Args>
 bool pairs_up(const Args& a) {
   return a.blocks > 0 && a.width / a.blocks % 2 == 0 && !(a.flags & NVSUBQ_DOUBLE);

@@ -66,6 +66,13 @@ def _line(name: str, text: str, width: int = 18) -> None:
     print(f"  {name:<{width}} {text}".rstrip())
 
 
+def _lines(label: str, text: str) -> None:
+    """Prints a text of several lines, or of a long one, beside its label."""
+    for part in (part for line in text.splitlines() for part in textwrap.wrap(line, 79)):
+        _line(label, part)
+        label = ""
+
+
 def _requirements() -> list[tuple[str, str, str | None]]:
     """Name, wanted versions and extra (None: base) of everything that nvsubq asks for."""
     try:
@@ -174,11 +181,7 @@ def _backends() -> None:
     _heading("backends of nvsubq.ops")
     for backend in backends():
         state = "active" if backend.active else "not active"
-        first, *more = f"{state}: {backend.reason}".splitlines()
-        name = backend.name
-        for part in (part for line in (first, *more) for part in textwrap.wrap(line, 79)):
-            _line(name, part)
-            name = ""
+        _lines(backend.name, f"{state}: {backend.reason}")
     forced = os.environ.get("NVSUBQ_BACKEND")
     if forced:
         _line("NVSUBQ_BACKEND", forced)
@@ -196,7 +199,7 @@ def _configs() -> list[str]:
     _line("folder", str(folder))
     for group in ("experiment", "core", "model", "data"):
         names = sorted(path.stem for path in (folder / group).glob("*.yaml"))
-        _line(group, ", ".join(names))
+        _lines(group, ", ".join(names))
     return []
 
 

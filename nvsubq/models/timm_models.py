@@ -15,8 +15,6 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from nvsubq.models.backbone import NDBackbone
 from nvsubq.models.sizes import SIZES, preset_mixer
 
-__all__ = ["nvsubq_base", "nvsubq_small", "nvsubq_tiny"]
-
 _CFG = {
     "url": "",  # no weights to fetch
     "num_classes": 1000,

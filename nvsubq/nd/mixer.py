@@ -146,6 +146,7 @@ class NDMixer(nn.Module):
         """Two walks along one order as one call, where the core knows how; else None."""
         if (
             len(self.paths) != 2
+            or torch.compiler.is_exporting()  # an exported program has one walk in each op
             or self.split
             or self.direction is not None
             or self.fuse not in ("sum", "mean")

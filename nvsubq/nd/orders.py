@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nvsubq.nd import curves
 
@@ -107,13 +108,15 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 @lru_cache(_MOST_REMEMBERED)
 def _remembered(order: ScanOrder, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    if device.type != "cpu":
+    if device.type == "cpu":
+        return _made(order, shape)
+    with _disable_current_modes():
         return _remembered(order, shape, torch.device("cpu")).to(device)
-    return _made(order, shape)
 
 
 def _made(order: ScanOrder, shape: tuple[int, ...]) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():  # what is remembered must serve training too
+    # What is remembered must serve training too, and be no fake tensor of one that traces.
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
         if not isinstance(order, str):
             return _checked_table(order(shape), shape, order)
         name, arguments = parse_order(order)

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nvsubq.nd.orders import ScanOrder, scan_order
 
@@ -40,7 +41,7 @@ def _table(order: ScanOrder, shape: tuple[int, ...], device: torch.device, token
 
 def _with_token(order: ScanOrder, shape: tuple[int, ...], device: torch.device) -> Tensor:
     cells = scan_order(order, shape, device=device)
-    with torch.inference_mode(False), torch.no_grad():  # what is remembered must serve training too
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():  # as in `scan_order`
         half, last = len(cells) // 2, torch.full((1,), len(cells), dtype=torch.int64, device=device)
         return torch.cat([cells[:half], last, cells[half:]])
 

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.autocast import autocast_off
+from nvsubq.ops.export import exported
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -99,7 +100,10 @@ class Op:
     ) -> Any:
         """Serve a call of the public function."""
         if traced():
-            y, final = self.operate(tensors, options, seq_idx, order, reverse, backend)
+            if torch.compiler.is_exporting():  # an exported program has torch's operators alone
+                y, final = exported(self.name, self.named(tensors, options), seq_idx, order, reverse)
+            else:
+                y, final = self.operate(tensors, options, seq_idx, order, reverse, backend)
             return (y, final) if return_final_state else y
         prepared = self.prepared(tensors, options, seq_idx, order, reverse, backend)
         return prepared(tensors, seq_idx, order, return_final_state)

@@ -37,6 +37,7 @@ OPS = (
 #     forget()                                 looks anew for what it is made of
 #     about() -> str                           what it is, where that depends on the machine
 #     declines(op, arguments) -> str | None    why it does not serve this call
+#     declines_complex(op) -> str | None       why not complex tensors: all that a traced call can ask
 _MODULES: dict[str, str | None] = {
     "native": "nvsubq.ops.native",
     "triton": "nvsubq.ops.triton",
@@ -128,9 +129,9 @@ def asked() -> str:
     return named or "auto"
 
 
-def concrete(op: str, backend: str | None, device: str) -> str:
+def concrete(op: str, backend: str | None, device: str, is_complex: bool = False) -> str:
     """Give the name of the backend that serves `op` on a device: what `auto` means, for a traced call."""
-    module = resolve(op, backend, torch.device(device))
+    module = resolve(op, backend, torch.device(device), is_complex=is_complex)
     return next(name for name, path in _MODULES.items() if path == module.__name__)
 
 
@@ -223,7 +224,12 @@ def fused_step(
 
 
 def resolve(
-    op: str, backend: str | None, device: torch.device, arguments: Mapping[str, Any] | None = None
+    op: str,
+    backend: str | None,
+    device: torch.device,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    is_complex: bool = False,
 ) -> ModuleType:
     """Give the module that serves `op` for tensors on `device`.
 
@@ -234,6 +240,7 @@ def resolve(
         backend: what the user named, or None for `use_backend`, `NVSUBQ_BACKEND`, `auto` in this order.
         device: where the tensors are.
         arguments: those of the call by name, for backends that do not serve every call.
+        is_complex: of a call without `arguments`: some are complex.
 
     Raises:
         ValueError: an unknown name.
@@ -241,13 +248,13 @@ def resolve(
     """
     name, said_by = _asked(backend)
     if name == "auto":
-        return _first_active(op, device, arguments)
+        return _first_active(op, device, arguments, is_complex)
     module = _check_active(name, said_by)
     if not hasattr(module, op):
         raise RuntimeError(
             f"{said_by} (={name!r}) does not serve `{op}`; it has {', '.join(_load(name)[1].ops)}."
         )
-    reason = _lacks(module, op, device) or _declined(module, op, arguments)
+    reason = _lacks(module, op, device) or _declined(module, op, arguments, is_complex)
     if reason is not None:
         raise RuntimeError(f"{said_by} (={name!r}) does not serve this call of `{op}`: {reason}.")
     return module
@@ -258,12 +265,18 @@ def _lacks(module: ModuleType, op: str, device: torch.device) -> str | None:
     return None if missing is None else missing(op, device)
 
 
-def _declined(module: ModuleType, op: str, arguments: Mapping[str, Any] | None) -> str | None:
+def _declined(
+    module: ModuleType, op: str, arguments: Mapping[str, Any] | None, is_complex: bool
+) -> str | None:
+    if is_complex and (declines_complex := getattr(module, "declines_complex", None)) is not None:
+        return declines_complex(op)
     declines = getattr(module, "declines", None)
     return None if declines is None or arguments is None else declines(op, arguments)
 
 
-def _first_active(op: str, device: torch.device, arguments: Mapping[str, Any] | None) -> ModuleType:
+def _first_active(
+    op: str, device: torch.device, arguments: Mapping[str, Any] | None, is_complex: bool
+) -> ModuleType:
     for name in _AUTO:
         if name == "triton" and device.type != "cuda":
             continue
@@ -272,7 +285,7 @@ def _first_active(op: str, device: torch.device, arguments: Mapping[str, Any] | 
             lacks: str | None = backend.reason
         else:
             lacks = _lacks(module, op, device)
-            if lacks is None and _declined(module, op, arguments) is None:
+            if lacks is None and _declined(module, op, arguments, is_complex) is None:
                 return module
         if name == "native" and device.type == "cuda" and lacks is not None:
             _warn_once(f"`{op}` runs without its CUDA kernel, slowly: {lacks}.")

@@ -68,7 +68,7 @@ def _operate_on(op: Op) -> Any:
         directions = [reverse] if isinstance(reverse, bool) else list(reverse)
         first = tensors[0]
         assert first is not None
-        serving = dispatch.concrete(op.name, backend, first.device.type)
+        serving = dispatch.concrete(op.name, backend, first.device.type, is_complex != 0)
         y, final, _ = operator(*pairs, seq_idx, order, directions, *options, is_complex, serving)
         expected = op.outputs(op.named(tensors, options))
         if expected[0].dtype.is_complex:

@@ -127,7 +127,8 @@ def plan_walk(
     """
     if device is None:
         device = next((t.device for t in (seq_idx, order) if isinstance(t, Tensor)), "cpu")
-    if torch.compiler.is_compiling():  # the tables become part of the graph; there no value can be checked
+    # The tables become part of the graph, or are fake; there no value can be checked, and none remembered.
+    if torch.compiler.is_compiling() or torch._C._get_dispatch_mode(_FAKE) is not None:
         walk = _fresh(length, order, _directions(reverse), torch.device(device))
         return walk if seq_idx is None else _with_sequences(walk, seq_idx)
     device = torch.device(device)
@@ -166,6 +167,7 @@ class _Plans:
 
 
 _plans: dict[int, _Plans] = {}
+_FAKE = torch._C._TorchDispatchModeKey.FAKE  # type: ignore[attr-defined]
 
 
 def _stamp(table: Tensor) -> tuple[int, int]:

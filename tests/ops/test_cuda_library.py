@@ -28,7 +28,7 @@ needs_library = pytest.mark.skipif(
 def _listed(name: str) -> list[str]:
     """A list of csrc/cuda/CMakeLists.txt."""
     text = (ROOT / "csrc/cuda/CMakeLists.txt").read_text()
-    return re.findall(rf"set\({name} ([^)\"]*)\)", text)[0].split()
+    return re.findall(rf"set\({name}\b([^)\"]*)\)", text)[0].split()
 
 
 OPS, UNPROVEN = _listed("NVSUBQ_CUDA_OPS"), _listed("NVSUBQ_CUDA_UNPROVEN_OPS")

@@ -146,6 +146,7 @@ def test_cores_that_are_not_plain_have_no_weights_to_give() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # autograd's thread starts with a product
 @pytest.mark.parametrize("scan", ["row_major", "hilbert"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_mixer_walks_both_ways_together(scan: str, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:

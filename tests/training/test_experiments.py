@@ -72,8 +72,8 @@ def test_the_sweep_over_orders_names_orders_and_seeds():
     params = OmegaConf.create(text).hydra.sweeper.params
     jobs = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     values = {job.get_key_element(): list(job.sweep_iterator()) for job in jobs}
-    assert values["seed"] == ["0", "1", "2"]
-    orders = [str(order).strip("'") for order in values["model.mixer.scan"]]
+    assert values["seed"] == [0, 1, 2]
+    orders = [getattr(order, "text", order) for order in values["model.mixer.scan"]]  # 'window(4)' is quoted
     assert len(orders) == 7
     for order in orders:
         assert sorted(scan_order(order, (7, 7)).tolist()) == list(range(49))

@@ -217,9 +217,7 @@ int64_t linear_workspace(const Linear& a) {
     Links::in<Number<T, kind.complex>>(forward, a, there);
     Links::in<Number<T, kind.complex>>(backward, a, back);
     LinearPartial<T, kind.complex>(backward, a, back, kind.mode);
-    const int64_t bytes = forward.bytes() > backward.bytes() ? forward.bytes() : backward.bytes();
-    const int64_t pairs = in_pairs(a) ? pairs_workspace(a) : 0;
-    return bytes > pairs ? bytes : pairs;
+    return forward.bytes() > backward.bytes() ? forward.bytes() : backward.bytes();
   });
 }
 

@@ -43,10 +43,6 @@ auto for_linear(const Linear& a, F todo) {
 int64_t linear_workspace(const Linear& a);
 int linear_forward(const Linear& a, cudaStream_t stream);
 int linear_backward(const Linear& a, cudaStream_t stream);
-// The forward of two channels a lane, where the decay is given for every cell, real, and all lies so.
-bool in_pairs(const Linear& a);
-int64_t pairs_workspace(const Linear& a);
-int forward_in_pairs(const Linear& a, cudaStream_t stream);
 
 // Decay and factor from a time and a rate.
 template <class T, bool CX>

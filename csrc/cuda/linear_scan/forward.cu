@@ -59,7 +59,6 @@ int run_forward(const Linear& a, cudaStream_t stream) {
 }  // namespace
 
 int linear_forward(const Linear& a, cudaStream_t stream) {
-  if (in_pairs(a)) return forward_in_pairs(a, stream);
   return for_linear(a, [&](auto kind) {
     return run_forward<typename decltype(kind)::Real, kind.complex, kind.mode>(a, stream);
   });

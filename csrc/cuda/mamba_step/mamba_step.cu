@@ -49,7 +49,8 @@ int run_as(const MambaArgs& a, cudaStream_t stream) {
 }
 
 int run(const MambaArgs& a, cudaStream_t stream) {
-  const nvsubq_tensor* alike[] = {&a.x, &a.in_weight, &a.in_bias, &a.x_proj, &a.dt_weight, &a.out_weight, &a.out_bias, &a.y};
+  const nvsubq_tensor* alike[] = {&a.x,         &a.in_weight,  &a.in_bias,  &a.x_proj,
+                                  &a.dt_weight, &a.out_weight, &a.out_bias, &a.y};
   if (const int status = check_alike(alike, 8)) return status;
   if (!a.batch || !a.width) return NVSUBQ_OK;
   return for_step(a, a.x.dtype, [&](auto compute, auto stored) {

@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kStepThreads) scan_kernel(Scan<T> a) {
 #pragma unroll
   for (int i = 0; i < kRanks; ++i)
     if (lane + i * kShared < a.rank) weights[i] = weight[lane + i * kShared];
-  const T first = holds ? state[lane] : T(0), first_log = holds ? read_any<T>(a.A_log, channel * a.states + lane) : T(0);
+  const T first = holds ? state[lane] : T(0);
+  const T first_log = holds ? read_any<T>(a.A_log, channel * a.states + lane) : T(0);
   const T bias = read_any<T>(a.dt_bias, channel), skip = read_any<T>(a.D, channel);
   wait_for_the_last();
 

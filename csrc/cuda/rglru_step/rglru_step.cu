@@ -1,5 +1,5 @@
-// One token of the RG-LRU in three kernels: both projections in with the convolution, the gates with the recurrence, the
-// projection out.
+// One token of the RG-LRU in three kernels: both projections in with the convolution, the gates with the recurrence,
+// the projection out.
 #include "../../checks/rglru_step.h"
 #include "../entry.h"
 #include "../step/step.h"
@@ -39,8 +39,8 @@ int run_gates(const RGLRUArgs& a, const Memory<T>& m, cudaStream_t stream) {
   return for_packs<S>(fits, a.batch, [&](auto v, auto nb) {
     constexpr int V = decltype(v)::value, NB = decltype(nb)::value;
     const int warps = warps_of_row(a.width, a.width / V);
-    return launch_next("rglru_step", rglru::gates_kernel<T, S, V, NB>, grid_of_rows(a.width, warps, ceil_div(a.batch, NB)),
-                       dim3(kStepThreads), stream, gates, warps);
+    const dim3 grid = grid_of_rows(a.width, warps, ceil_div(a.batch, NB));
+    return launch_next("rglru_step", rglru::gates_kernel<T, S, V, NB>, grid, dim3(kStepThreads), stream, gates, warps);
   });
 }
 
@@ -58,8 +58,8 @@ int run_as(const RGLRUArgs& a, cudaStream_t stream) {
 int run(const RGLRUArgs& a, cudaStream_t stream) {
   if (present(a.in_weight) != present(a.gate_weight))
     return fail(NVSUBQ_UNSUPPORTED, "in_weight and gate_weight must both be there, or neither");
-  const nvsubq_tensor* alike[] = {&a.x,         &a.gate,      &a.in_weight,  &a.in_bias,  &a.gate_weight, &a.gate_bias, &a.r_weight,
-                                  &a.i_weight, &a.out_weight, &a.out_bias, &a.y};
+  const nvsubq_tensor* alike[] = {&a.x,        &a.gate,     &a.in_weight, &a.in_bias,    &a.gate_weight, &a.gate_bias,
+                                  &a.r_weight, &a.i_weight, &a.out_weight, &a.out_bias, &a.y};
   if (const int status = check_alike(alike, 11)) return status;
   if (!a.batch || !a.width) return NVSUBQ_OK;
   return for_step(a, a.x.dtype, [&](auto compute, auto stored) {

@@ -33,10 +33,11 @@ __device__ __forceinline__ Complex gamma_of(double dt, Complex rate, Complex dec
   return expm1_over<double, Complex>(z, decay).value * dt;
 }
 
-// Adds the products of a thread's share of a row of pairs (Re B, Im B) with real vectors: Re to the first NB sums, Im to
-// the others.
+// Adds the products of a thread's share of a row of pairs (Re B, Im B) with real vectors: Re to the first NB sums, Im
+// to the others.
 template <class T, class S, int V, int NB>
-__device__ __forceinline__ void multiply_pairs(RowShare<S, V>& share, const S* const (&vectors)[NB], T (&sums)[2 * NB]) {
+__device__ __forceinline__ void multiply_pairs(RowShare<S, V>& share, const S* const (&vectors)[NB],
+                                               T (&sums)[2 * NB]) {
   for (int from = 0; from < share.packs; from += kHeld * share.threads) {
     if (from) share.fetch(from);
 #pragma unroll

@@ -20,12 +20,11 @@ __global__ void __launch_bounds__(kStepThreads, NB == 1 ? 8 : 4)
   const bool writes = valid && place.leads && place.lane < NB;
   const bool convolved = writes && channel >= 0 && channel < conv.width;
   Taps<T> taps;
-  T bias = T(0);
+  const nvsubq_tensor& biases = more ? p.bias_more : p.bias;
+  const bool biased = writes && present(biases);
+  Later<T> bias;
   if (convolved) taps.read_weights(conv, channel);
-  if (writes) {
-    const nvsubq_tensor& biases = more ? p.bias_more : p.bias;
-    if (present(biases)) bias = read_any<T>(biases, in_matrix.row);
-  }
+  if (biased) bias.ask(biases, in_matrix.row);
   for (int64_t first = blockIdx.y * NB; first < batch; first += gridDim.y * NB) {
     const int64_t b = first + place.lane;
     const bool mine = writes && b < batch;
@@ -37,7 +36,8 @@ __global__ void __launch_bounds__(kStepThreads, NB == 1 ? 8 : 4)
       vectors_of<S, NB>(static_cast<const S*>(p.x.data), p.x.stride[0], first, batch, vectors);
       share.multiply(vectors, sum);
     }
-    const T x = whole_sum(sum, place) + bias;
+    T x = whole_sum(sum, place);
+    if (biased) x += bias.get(biases);
     if (mine && convolved)
       taps.push(conv, b, channel, x);
     else if (mine)

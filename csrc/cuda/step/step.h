@@ -1,5 +1,5 @@
-// The projections of a step, whose kernels all cores share. Vectors between kernels lie in the workspace, in the compute
-// dtype T; projections and activations have the dtype S. Every function queues one kernel and gives a status.
+// The projections of a step, whose kernels all cores share. Vectors between kernels lie in the workspace, in the
+// compute dtype T; projections and activations have the dtype S. Every function queues one kernel and gives a status.
 #ifndef NVSUBQ_CUDA_STEP_STEP_H
 #define NVSUBQ_CUDA_STEP_STEP_H
 

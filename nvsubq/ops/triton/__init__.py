@@ -3,6 +3,15 @@
 from nvsubq.ops.triton.found import about, forget, inactive, missing
 from nvsubq.ops.triton.linear import linear_scan
 from nvsubq.ops.triton.selective import selective_scan
-from nvsubq.ops.triton.served import declines
+from nvsubq.ops.triton.served import declines, declines_complex
 
-__all__ = ["about", "declines", "forget", "inactive", "linear_scan", "missing", "selective_scan"]
+__all__ = [
+    "about",
+    "declines",
+    "declines_complex",
+    "forget",
+    "inactive",
+    "linear_scan",
+    "missing",
+    "selective_scan",
+]

@@ -132,7 +132,7 @@ class Recurrence:
         return named, sizes, batch * blocks * per_part * self.cut.chunks
 
     def _launch_forward(self, initial, begins, y, final, saved, decays, states, flags, *, ends: bool) -> None:
-        from nvsubq.ops.triton.linear_kernels import linear_forward
+        from nvsubq.ops.triton.linear_forward import linear_forward
 
         named, sizes, programs = self._shared()
         named["flags"] |= flags
@@ -148,7 +148,7 @@ class Recurrence:
     def _launch_backward(
         self, d_y, d_final, begins, saved, decays, grads, d_a, d_b, d_fixed_a, d_initial, *, ends: bool
     ) -> None:
-        from nvsubq.ops.triton.linear_kernels import linear_backward
+        from nvsubq.ops.triton.linear_backward import linear_backward
 
         named, sizes, programs = self._shared()
         tiles = PIECE // TILE * sizes["BD"]

@@ -34,10 +34,15 @@ def declines(op: str, arguments: Mapping[str, Any]) -> str | None:
     return _of_selective_scan(arguments) if op == "selective_scan" else None
 
 
+def declines_complex(op: str) -> str | None:
+    """Say why a call of `op` with complex tensors is not served, or give None."""
+    return "its kernel knows real states alone" if op == "selective_scan" else None
+
+
 def _of_selective_scan(arguments: Mapping[str, Any]) -> str | None:
     for name in ("A", "B", "C"):
         if arguments[name].is_complex():
-            return f"`{name}` is complex; its kernel knows real states alone"
+            return f"`{name}` is complex; {declines_complex('selective_scan')}"
     states = arguments["A"].shape[1]
     if not 1 <= states <= _MOST_STATES:
         return f"`A` has N = {states} states, its kernel knows 1 to {_MOST_STATES}"
