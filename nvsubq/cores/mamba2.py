@@ -23,6 +23,7 @@ from nvsubq.cores.base import (
 from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.cores.norm import GroupRMSNorm
+from nvsubq.cores.projecting import normed_project, split_project
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, ssd_scan, ssd_state_update
 from nvsubq.ops.numerics import inverse_softplus
 from nvsubq.ops.steps import mamba2_step
@@ -196,7 +197,8 @@ class Mamba2(LTV_LRNN):
         self.refuse_timesteps(integration_timesteps)
         walk = self.parse_walk(hidden_states, lengths, inference_cache, seq_idx, order, reverse)
         seq_idx = walk["seq_idx"]
-        z0, x0, z, xBC, dt = self.in_proj(mask_absent(hidden_states, seq_idx)).split(self._rows, dim=-1)
+        hidden_states = mask_absent(hidden_states, seq_idx)
+        z0, x0, z, xBC, dt = split_project(self, "in_proj", hidden_states, self._rows)
         conv = self.conv1d.weight[:, 0], self.conv1d.bias
         options = {"chunk_size": self.chunk_size} | self._scan_options(z) | walk
         if inference_cache is None:
@@ -208,7 +210,7 @@ class Mamba2(LTV_LRNN):
             options |= {"initial_state": inference_cache["lrnn_state"], "return_final_state": True}
             y, state = ssd_scan(*self._scan_inputs(u, dt), **options)
             write_cache(inference_cache, hidden_states.shape[1], conv_state=conv_state, lrnn_state=state)
-        out = self.out_proj(self._join(z0, x0, z, y))
+        out = self._output(z0, x0, z, y)
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
 
     def step(
@@ -337,6 +339,14 @@ class Mamba2(LTV_LRNN):
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.nheads, self.headdim))
+
+    def _output(self, z0: Tensor, x0: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        if self.norm is not None and not self.norm_before_gate and self.d_ssm == self.d_inner:
+            out = normed_project(self, "norm", "out_proj", y.flatten(-2))
+            if out is not None:
+                return out
+        joined: Tensor = self.out_proj(self._join(z0, x0, z, y))
+        return joined
 
     def _join(self, z0: Tensor, x0: Tensor, z: Tensor, y: Tensor) -> Tensor:
         """Normalise the scan's output `[..., H, P]`, and put the MLP's before it: `[..., E]`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvsubq.ops.native.call import Described, NativeOp
+from nvsubq.ops.native.call import Described, NativeOp, borders
 from nvsubq.ops.native.library import SOFTPLUS, Layout, bits
 
 INPUTS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
@@ -44,7 +44,11 @@ def _saved_elements(arguments: Mapping[str, Any]) -> int:
     """States at the borders of segments, of which there are at most one in so many cells."""
     batch, length, heads, head_width = arguments["x"].shape
     states = arguments["B"].shape[3]
-    return batch * (length // (128 if states > 64 else 64)) * heads * head_width * states
+    if arguments["x"].device.type == "cuda":
+        kept = borders(length, 1024)
+    else:
+        kept = length // (128 if states > 64 else 64)
+    return batch * kept * heads * head_width * states
 
 
 ssd_scan = NativeOp("ssd_scan", LAYOUT, _describe, _saved_elements)
