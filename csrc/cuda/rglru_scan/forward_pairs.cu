@@ -1,5 +1,5 @@
-// `rglru_scan`, forward, for half precision: two channels a lane. Chunks and tiles are those of one channel a lane, and so are the bits:
-// which of the two runs depends on how tensors lie.
+// `rglru_scan`, forward, for half precision: two channels a lane. Chunks and tiles are those of one channel a lane, and
+// so are the bits: which of the two runs depends on how tensors lie.
 #include "../pairs.cuh"
 #include "cell.cuh"
 
