@@ -1,5 +1,5 @@
-// `rglru_scan`, forward, two channels a lane. Chunks and tiles are those of one channel a lane, and so are the bits:
-// which of the two runs depends on how tensors lie.
+// `rglru_scan`, forward, for half precision: two channels a lane. Chunks and tiles are those of one channel a lane, and
+// so are the bits: which of the two runs depends on how tensors lie.
 #include "../pairs.cuh"
 #include "cell.cuh"
 
@@ -8,7 +8,6 @@ namespace {
 
 constexpr int kWarps = RglruSizes<float>::warps, kSteps = RglruSizes<float>::steps;
 
-template <class Raw>
 __global__ void __launch_bounds__(kWarps * 32, 2)
     forward_pairs(const __grid_constant__ Rglru a, const __grid_constant__ Walk walk,
                   const __grid_constant__ Tiling tiling, const __grid_constant__ Links links) {
@@ -19,7 +18,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   const Chunk<R> chunk(walk.steps(place.row, place.block), place.row, first, place.live);
   const bool brain = a.x.dtype == NVSUBQ_BF16;
   const RglruChannel<float> here[2] = {{a, place, 0}, {a, place, 1}};
-  Raw r[R], i[R], x[R];
+  uint32_t r[R], i[R], x[R];
   load_pairs(a.r, chunk, place.channel, r);
   load_pairs(a.i, chunk, place.channel, i);
   load_pairs(a.x, chunk, place.channel, x);
@@ -46,7 +45,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       in[0][j] *= here[0].gelu(g.x).value, in[1][j] *= here[0].gelu(g.y).value;
     }
   }
-  store_pairs<Raw>(a.y, chunk, place.channel, brain, in);
+  store_pairs<uint32_t>(a.y, chunk, place.channel, brain, in);
 }
 
 Tiling tiling_of(const Rglru& a) { return Tiling::of(a, kWarps, kSteps, true, 2); }
@@ -54,7 +53,7 @@ Tiling tiling_of(const Rglru& a) { return Tiling::of(a, kWarps, kSteps, true, 2)
 }  // namespace
 
 bool in_pairs(const Rglru& a) {
-  if (!pairs_up(a) || a.x.dtype == NVSUBQ_F64) return false;
+  if (!pairs_up(a) || (a.x.dtype != NVSUBQ_BF16 && a.x.dtype != NVSUBQ_F16)) return false;
   for (const nvsubq_tensor* t : {&a.x, &a.r, &a.i, &a.gate, &a.y})
     if (!lies_in_pairs(*t, a.x.dtype)) return false;
   return true;
@@ -71,8 +70,7 @@ int forward_in_pairs(const Rglru& a, cudaStream_t stream) {
   Arena arena(a.workspace);
   const Links links = Links::in<float>(arena, a, tiling);
   if (const int status = clear_links(links, stream)) return status;
-  const auto kernel = a.x.dtype == NVSUBQ_F32 ? forward_pairs<uint2> : forward_pairs<uint32_t>;
-  return launch("rglru_scan forward", kernel, dim3(unsigned(tiling.count(a))), dim3(tiling.warps * 32), 0,
+  return launch("rglru_scan forward", forward_pairs, dim3(unsigned(tiling.count(a))), dim3(tiling.warps * 32), 0,
                 stream, a, Walk(a), tiling, links);
 }
 
