@@ -207,6 +207,14 @@ def test_which_gpus_its_code_serves(
         assert reason.startswith(f"it has code for {', '.join(inside.split())}, not for compute capability ")
 
 
+def test_ssd_scan_is_declined_where_its_tiles_do_not_fit() -> None:
+    assert library.lacks_memory("ssd_scan", 227 << 10) is None  # H100
+    assert library.lacks_memory("ssd_scan", 163 << 10) is None  # A100
+    reason = library.lacks_memory("ssd_scan", 99 << 10)
+    assert reason == "its CUDA kernel needs 112 KiB of shared memory for a block, this GPU has 99"
+    assert library.lacks_memory("causal_conv1d", 48 << 10) is None
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="CMake is not on the path")
 def test_it_can_be_switched_off(tmp_path: Path) -> None:

@@ -43,6 +43,10 @@ _RESULTS = {
 _OPS = ("selective_scan", "conv1d", "linear_scan", "rglru_scan", "ssd_scan")
 _STEPS = ("mamba_step", "mamba2_step", "rglru_step", "s5_step")
 
+# Bytes for a block of threads, of what needs more than every GPU has: GPUs of compute capability 8.6, 8.9 and 12.0
+# have 99 KiB.
+_SHARED_MEMORY = {"ssd_scan": 112 << 10}
+
 # Torch's current stream of a CUDA device; builds without CUDA have no tensors that ask for it.
 current_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
@@ -176,8 +180,18 @@ def missing(op: str, device: torch.device) -> str | None:
     if not hasattr(library(device.type), name if op in _STEPS else f"{name}_forward"):
         return f"its {device.type.upper()} kernel is not in this library"
     if device.type == "cuda" and torch.cuda.is_available():
-        return lacks_code(torch.cuda.get_device_capability(device))
+        lacks = lacks_code(torch.cuda.get_device_capability(device))
+        here = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        return lacks or lacks_memory(op, here)
     return None
+
+
+def lacks_memory(op: str, here: int) -> str | None:
+    """Why an op's kernels do not fit a GPU with so many bytes of shared memory for a block, or None."""
+    needed = _SHARED_MEMORY.get(op, 0)
+    if here >= needed:
+        return None
+    return f"its CUDA kernel needs {needed >> 10} KiB of shared memory for a block, this GPU has {here >> 10}"
 
 
 def architectures() -> tuple[str, ...]:
