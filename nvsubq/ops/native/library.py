@@ -43,8 +43,8 @@ _RESULTS = {
 _OPS = ("selective_scan", "conv1d", "linear_scan", "rglru_scan", "ssd_scan")
 _STEPS = ("mamba_step", "mamba2_step", "rglru_step", "s5_step")
 
-# Bytes for a block of threads, of what needs more than every GPU has: those of compute capability 8.6, 8.9 and
-# 12.0 have 99 KiB.
+# Bytes for a block of threads, of what needs more than every GPU has: compute capabilities 8.6, 8.9 and 12.0
+# have 99 KiB.
 _SHARED_MEMORY = {"ssd_scan": 112 << 10}
 
 # Torch's current stream of a CUDA device; builds without CUDA have no tensors that ask for it.
