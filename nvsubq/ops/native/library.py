@@ -181,7 +181,8 @@ def missing(op: str, device: torch.device) -> str | None:
         return f"its {device.type.upper()} kernel is not in this library"
     if device.type == "cuda" and torch.cuda.is_available():
         lacks = lacks_code(torch.cuda.get_device_capability(device))
-        here = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        properties = torch.cuda.get_device_properties(device)
+        here = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  (not in its stub)
         return lacks or lacks_memory(op, here)
     return None
 
