@@ -182,7 +182,7 @@ def missing(op: str, device: torch.device) -> str | None:
     if device.type == "cuda" and torch.cuda.is_available():
         lacks = lacks_code(torch.cuda.get_device_capability(device))
         properties = torch.cuda.get_device_properties(device)
-        here = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  (not in its stub)
+        here = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in its stub
         return lacks or lacks_memory(op, here)
     return None
 
