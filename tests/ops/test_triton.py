@@ -197,6 +197,7 @@ class TestWithoutDevice:
             patch.setattr("nvsubq.ops.triton.inactive", lambda: None)
             patch.setattr("nvsubq.ops.native.missing", lambda op, device: "there is none here")
             patch.setattr(dispatch, "_warn_once", lambda message: None)
+            patch.setattr(dispatch, "_AUTO", ("native", "triton", "torch"))  # as it will be
             dispatch.forget()
             assert dispatch.concrete("selective_scan", None, "cuda") == "triton"
             assert dispatch.concrete("selective_scan", None, "cuda", True) == "torch"
