@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 import nvsubq.ops  # noqa: F401  (defines the operators)
 
@@ -53,6 +52,8 @@ def cost(model: nn.Module, input_shape: Sequence[int]) -> Cost:
     device = torch.device("cpu") if parameter is None else parameter.device
     dtype = torch.float32 if parameter is None else parameter.dtype
     training = model.training
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton where it is installed
+
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     model.eval()
     try:
