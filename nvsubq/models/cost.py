@@ -48,12 +48,12 @@ def cost(model: nn.Module, input_shape: Sequence[int]) -> Cost:
         >>> cost(nn.Linear(4, 3), (2, 4))[:2]
         (15, 48)
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton where it is installed
+
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     dtype = torch.float32 if parameter is None else parameter.dtype
     training = model.training
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton where it is installed
-
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     model.eval()
     try:
