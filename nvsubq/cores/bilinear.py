@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nvsubq.ops.once import once_differentiable
+from nvsubq.ops.tracing import exporting
 
 _MATRIX_ELEMENTS = 2**20  # laid out at a time: they stay in a CPU's cache, and fill a GPU
 
@@ -33,7 +34,7 @@ def bilinear_form(v: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         >>> bilinear_form(v, x, weight)[0].tolist()
         [12.0, 12.0, 12.0, 12.0, 12.0]
     """
-    if torch.compiler.is_exporting():  # pieces would fix the number of cells
+    if exporting():  # pieces would fix the number of cells
         matrices = (x @ weight.flatten(0, 1).t()).unflatten(-1, weight.shape[:2])
         return torch.matmul(matrices, v.unsqueeze(-1)).squeeze(-1)
     rows: Any = _BilinearForm.apply(v.reshape(-1, v.shape[-1]), x.reshape(-1, x.shape[-1]), weight)

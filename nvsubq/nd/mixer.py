@@ -14,6 +14,7 @@ from nvsubq.nd.factory import ModuleFactory
 from nvsubq.nd.fusion import Fusion
 from nvsubq.nd.schedule import Path, Schedule, plan_scan
 from nvsubq.nd.tables import order_table
+from nvsubq.ops.tracing import exporting
 from nvsubq.ops.walks import plan_walk
 
 __all__ = ["MambaND", "NDMixer"]
@@ -146,7 +147,7 @@ class NDMixer(nn.Module):
         """Two walks along one order as one call, where the core knows how; else None."""
         if (
             len(self.paths) != 2
-            or torch.compiler.is_exporting()  # an exported program has one walk in each op
+            or exporting()  # an exported program has one walk in each op
             or self.split
             or self.direction is not None
             or self.fuse not in ("sum", "mean")

@@ -9,25 +9,16 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.autocast import autocast_off
 from nvsubq.ops.export import exported
+from nvsubq.ops.tracing import exporting, traced
 
 Tensors = tuple[Tensor | None, ...]
 
 _MOST_REMEMBERED = 2048  # signatures of all ops, by thread; each holds a few kilobytes
-
-
-def traced() -> bool:
-    """Whether a compiler, a dispatch mode or forward-mode autograd looks on, so that an operator is due."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-    )
 
 
 class Output(NamedTuple):
@@ -100,7 +91,7 @@ class Op:
     ) -> Any:
         """Serve a call of the public function."""
         if traced():
-            if torch.compiler.is_exporting():  # an exported program has torch's operators alone
+            if exporting():  # an exported program has torch's operators alone
                 y, final = exported(self.name, self.named(tensors, options), seq_idx, order, reverse)
             else:
                 y, final = self.operate(tensors, options, seq_idx, order, reverse, backend)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nvsubq.ops import dispatch
-from nvsubq.ops.call import traced
 from nvsubq.ops.conv import CAUSAL_CONV1D, causal_conv1d
 from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.selective import SELECTIVE_SCAN, selective_scan
+from nvsubq.ops.tracing import traced
 
 
 def mamba_inner(

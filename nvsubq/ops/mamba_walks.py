@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from nvsubq.ops import dispatch
-from nvsubq.ops.call import traced
 from nvsubq.ops.conv import CAUSAL_CONV1D
 from nvsubq.ops.mamba_weights import Joined, MambaWeights, join_last
 from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.selective import SELECTIVE_SCAN
+from nvsubq.ops.tracing import traced
 
 
 class _Walks:

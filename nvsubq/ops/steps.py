@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvsubq.ops.call import traced
 from nvsubq.ops.dispatch import fused_step
+from nvsubq.ops.tracing import traced
 
 
 def mamba_step(

@@ -43,7 +43,7 @@ def weights(some: list[Mamba]) -> list[Any]:
 
 
 def outcome(y: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
     return [y.detach(), *torch.autograd.grad(y, leaves, cotangent)]
 
 

@@ -1,0 +1,28 @@
+"""Who looks on while an op is called: a compiler, an exporter, a dispatch mode, forward-mode autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = ["exporting", "traced"]
+
+# Up to torch 2.12 Dynamo answers `is_exporting()` with True in `torch.compile` too (pytorch#176347).
+_DYNAMO_TELLS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+
+
+def traced() -> bool:
+    """Whether an operator is due, because somebody records or transforms what is called."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )
+
+
+def exporting() -> bool:
+    """Whether `torch.export` traces.
+
+    Not with its `strict=True` up to torch 2.12: Dynamo traces then, and can't tell it from `torch.compile`.
+    """
+    return torch.compiler.is_exporting() and (_DYNAMO_TELLS or not torch.compiler.is_dynamo_compiling())
