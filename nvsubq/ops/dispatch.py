@@ -45,8 +45,7 @@ _MODULES: dict[str, str | None] = {
     "reference": "nvsubq.ops.reference",
     "mamba_ssm": "nvsubq.ops.mamba_ssm",
 }
-# `triton` joins between the two when a GPU has passed all of its tests.
-_AUTO = ("native", "torch")
+_AUTO = ("native", "triton", "torch")
 _ENVIRONMENT = "NVSUBQ_BACKEND"
 # The dictionary behind `os.environ` says no in a twentieth of the microsecond that `os.environ` takes.
 _ENVIRONMENT_KEY = os.environ.encodekey(_ENVIRONMENT)  # type: ignore[attr-defined]
@@ -279,6 +278,8 @@ def _first_active(
     op: str, device: torch.device, arguments: Mapping[str, Any] | None, is_complex: bool
 ) -> ModuleType:
     for name in _AUTO:
+        if name == "triton" and device.type != "cuda":
+            continue
         module, backend = _load(name)
         if module is None or not hasattr(module, op):
             lacks: str | None = backend.reason

@@ -135,12 +135,14 @@ def test_the_same_bits_every_time_and_for_each_row_alone(case: Case) -> None:
 
 
 @pytest.mark.gpu
-def test_auto_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_it_where_there_is_no_native_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops.native, "missing", lambda op, device: "there is none here")
     dispatch.forget()
+    assert dispatch.resolve("selective_scan", "auto", CUDA).__name__ == "nvsubq.ops.triton"
+    tensors, options = case_of("selective_scan", "mamba-complex").build(torch.float32, "cuda")
     with pytest.warns(RuntimeWarning, match="runs without its CUDA kernel"):
-        served = dispatch.resolve("selective_scan", "auto", CUDA)
-    assert served.__name__ == "nvsubq.ops.portable"
+        y = ops.selective_scan(**tensors, **options)
+    assert torch.equal(y, ops.selective_scan(**tensors, **options, backend="torch"))
 
 
 @pytest.mark.gpu
@@ -172,7 +174,7 @@ class TestWithoutDevice:
         )
         monkeypatch.setattr(found, "interpreted", lambda: True)
         assert found.inactive() is None
-        assert found.about().endswith("interpreted on the CPU; only when named")
+        assert found.about().endswith("interpreted on the CPU; where there is no native kernel")
 
     def test_tensors_of_another_device(self) -> None:
         assert triton.missing("linear_scan", CUDA) is None

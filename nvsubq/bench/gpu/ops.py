@@ -12,9 +12,9 @@ from torch import Tensor
 from nvsubq.bench.gpu import inputs, peers, work
 from nvsubq.bench.gpu.cases import BOTH, FORWARD, HOST_SIZE, NO_GRAD, STATES, WITH_GRAD, Size
 from nvsubq.bench.gpu.inputs import Tensors
-from nvsubq.bench.gpu.measure import Subject, Task
+from nvsubq.bench.gpu.measure import Absent, Subject, Task
 from nvsubq.bench.gpu.peers import Peer
-from nvsubq.bench.names import OURS, PORTABLE
+from nvsubq.bench.names import OURS, PORTABLE, TRITON
 
 MakePeer = Callable[[Tensors], Peer]
 BACKENDS = {OURS: "native", PORTABLE: "torch"}
@@ -24,6 +24,15 @@ def _ours(op: str, backend: str, options: Mapping[str, Any], tensors: Tensors) -
     from nvsubq import ops
 
     return tensors, partial(getattr(ops, op), **options, backend=backend)
+
+
+def _triton(op: str, options: Mapping[str, Any], tensors: Tensors) -> Peer:
+    from nvsubq.ops import backends
+
+    found = next(backend for backend in backends() if backend.name == "triton")
+    if not found.active:
+        raise Absent(f"not there: {found.reason}")
+    return _ours(op, "triton", options, tensors)
 
 
 def runs(peer: Peer) -> tuple[dict[str, Callable[[], Any]], Tensor]:
@@ -77,10 +86,11 @@ def _subjects(
 
 
 def scan(size: Size, device: torch.device) -> list[Subject]:
-    """`selective_scan`, beside mamba-ssm."""
+    """`selective_scan`, beside Triton's kernels and mamba-ssm."""
     make, exps = partial(inputs.of_scan, size, device), work.of_scan(size.elements, STATES)
     options = {"delta_softplus": True}
-    others = {"mamba-ssm": (peers.mamba_ssm_scan, "")}
+    triton = partial(_triton, "selective_scan", options)
+    others: dict[str, tuple[MakePeer, str]] = {TRITON: (triton, ""), "mamba-ssm": (peers.mamba_ssm_scan, "")}
     return _subjects("scan", str(size), make, exps, "selective_scan", options, others)
 
 
@@ -103,8 +113,12 @@ def order(size: Size, device: torch.device) -> list[Subject]:
 
 
 def linear_scan(size: Size, device: torch.device) -> list[Subject]:
-    """`linear_scan` in fp32, beside accelerated-scan."""
-    others = {"accelerated-scan": (peers.accelerated_scan, "")}
+    """`linear_scan` in fp32, beside Triton's kernels and accelerated-scan."""
+    triton = partial(_triton, "linear_scan", {})
+    others: dict[str, tuple[MakePeer, str]] = {
+        TRITON: (triton, ""),
+        "accelerated-scan": (peers.accelerated_scan, ""),
+    }
     make = partial(inputs.of_linear, size, device)
     return _subjects("linear_scan", str(size), make, 0, "linear_scan", {}, others)
 

@@ -43,7 +43,7 @@ def forget() -> None:
 def about() -> str:
     """Which Triton it is, and what it is for."""
     target = "interpreted on the CPU" if interpreted() else "ROCm" if torch.version.hip else "CUDA"
-    return f"Triton {_version()}, {target}; only when named"
+    return f"Triton {_version()}, {target}; where there is no native kernel"
 
 
 def _version() -> str:
