@@ -277,18 +277,20 @@ def _declined(
 def _first_active(
     op: str, device: torch.device, arguments: Mapping[str, Any] | None, is_complex: bool
 ) -> ModuleType:
+    lacks: dict[str, str] = {}
     for name in _AUTO:
         if name == "triton" and device.type != "cuda":
             continue
         module, backend = _load(name)
         if module is None or not hasattr(module, op):
-            lacks: str | None = backend.reason
-        else:
-            lacks = _lacks(module, op, device)
-            if lacks is None and _declined(module, op, arguments, is_complex) is None:
-                return module
-        if name == "native" and device.type == "cuda" and lacks is not None:
-            _warn_once(f"`{op}` runs without its CUDA kernel, slowly: {lacks}.")
+            lacks[name] = backend.reason
+        elif lacking := _lacks(module, op, device):
+            lacks[name] = lacking
+        elif _declined(module, op, arguments, is_complex) is None:
+            if device.type == "cuda" and "native" in lacks and not torch.version.hip:
+                how = "on Triton's" if name == "triton" else "slowly"
+                _warn_once(f"`{op}` runs without its CUDA kernel, {how}: {lacks['native']}.")
+            return module
     reasons = "; ".join(f"{name}: {_load(name)[1].reason}" for name in _AUTO)
     raise RuntimeError(f"no active backend serves `{op}` on {device}: {reasons}.")
 
