@@ -26,7 +26,11 @@ class Picture:
 
 @dataclass
 class Section:
-    """A part of the page: pictures, and per-class rows `(name, count, value, share in percent)`."""
+    """A part of the page: pictures, and per-class rows `(name, count, value, share in percent)`.
+
+    Rows stand beside the one picture with `beside`; pictures stand beside each other, where they fit, with
+    `flowing`.
+    """
 
     title: str
     text: str = ""
@@ -35,6 +39,7 @@ class Section:
     rows: list[tuple[str, str, str, float]] = field(default_factory=list)
     keys: list[tuple[str, str]] = field(default_factory=list)
     beside: bool = False
+    flowing: bool = False
 
 
 def curves(record: Record) -> list[Picture]:

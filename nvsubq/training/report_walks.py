@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,10 @@ REACH = "receptive_field"
 """Its name in predictions.npz."""
 MOST_CELLS = {2: 14, 3: 5}
 """Cells along an axis of a walk that can still be read."""
+MOST_NEIGHBOURS = 1 << 20
+"""Cells of a grid whose neighbours are counted within a moment."""
+MOST_LINES = 8
+"""Orders that `neighbour_distances` takes."""
 
 
 def reach(model: nn.Module, datamodule: Any, trainer: Trainer) -> dict[str, np.ndarray]:
@@ -31,27 +36,48 @@ def reach(model: nn.Module, datamodule: Any, trainer: Trainer) -> dict[str, np.n
 
 def walks(record: Record) -> list[Section]:
     """The orders of the mixer on the model's grid, and the receptive field; empty where neither is known."""
-    pictures = []
-    size = record.figures.get("data", {}).get("spatial_size")
-    orders = _orders(record.setting("model.mixer.scan"))
-    if size and orders and len(size) in MOST_CELLS:
-        patch = record.setting("model.patch_size") or 1
-        patches = [patch] * len(size) if isinstance(patch, int) else list(patch)
-        most = MOST_CELLS[len(size)]
-        grid = [min(-(-n // p), most) for n, p in zip(size, patches, strict=True)]
-        figure = viz.scan_paths(orders, grid)
-        shown = " x ".join(map(str, grid))
-        caption = f"The walk{'s' if len(orders) > 1 else ''}, here on {shown} cells, from dark to light"
-        width = 220 * min(len(orders), 4)
-        alt = f"scan orders: {', '.join(orders)}"
-        pictures.append(Picture(viz.svg_uri(figure), alt, width, caption))
+    pictures = _of_orders(record)
     if REACH in record.predictions:
         field = record.predictions[REACH]
         figure = viz.receptive_map(field)
-        width = round(figure.get_figwidth() * viz.style.PIXELS_PER_INCH)
         caption = "How much each cell of the input moves the middle of the output (gradients on noise)"
-        pictures.append(Picture(viz.png_uri(figure), "effective receptive field", width, caption))
-    return [Section("Walk and reach", pictures=pictures)] if pictures else []
+        pictures.append(Picture(viz.png_uri(figure), "effective receptive field", _width(figure), caption))
+    return [Section("Walk and reach", pictures=pictures, flowing=True)] if pictures else []
+
+
+def _of_orders(record: Record) -> list[Picture]:
+    """Each order as a path, where it can be drawn, and how far along it neighbours lie."""
+    size = record.figures.get("data", {}).get("spatial_size")
+    orders = _orders(record.setting("model.mixer.scan"))
+    if not size or not orders:
+        return []
+    patch = record.setting("model.patch_size") or 1
+    patches = [patch] * len(size) if isinstance(patch, int) else list(patch)
+    grid = [-(-n // p) for n, p in zip(size, patches, strict=True)]
+    found = []
+    if len(size) in MOST_CELLS:
+        small = [min(n, MOST_CELLS[len(size)]) for n in grid]
+        figure = viz.scan_paths(orders, small)
+        plural = "s" if len(orders) > 1 else ""
+        caption = f"The walk{plural}, dark to light, on {_box(small)} cells"
+        found.append(
+            Picture(viz.svg_uri(figure), f"scan orders: {', '.join(orders)}", _width(figure), caption)
+        )
+    if len(grid) > 1 and math.prod(grid) <= MOST_NEIGHBOURS:
+        compared = list(dict.fromkeys(["row_major", *orders]))[:MOST_LINES]
+        figure = viz.neighbour_distances(compared, grid, width=560)
+        caption = "How far apart cells that touch lie along the walk"
+        alt = f"steps between neighbours: {', '.join(compared)}"
+        found.append(Picture(viz.svg_uri(figure), alt, _width(figure), caption))
+    return found
+
+
+def _width(figure: Any) -> int:
+    return round(figure.get_figwidth() * viz.style.PIXELS_PER_INCH)
+
+
+def _box(sizes: list[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _orders(scan: Any) -> list[str]:

@@ -115,12 +115,12 @@ def receptive_map(
         panels = [(field, at, "")]
     else:
         panels = [(field[None], (0, at[0]), "")]
-    width, height = len(panels) * (size + 16) + 70, size + HEAD if field.ndim > 1 else 90
+    width, height = len(panels) * (size + 16) + 62, size + HEAD if field.ndim > 1 else 90
     figure = new_figure(width, height)
     image: Any = None
     for i, (data, place, title) in enumerate(panels):
         side = height - HEAD
-        axes = figure.add_axes(((8 + i * (size + 16)) / width, 0.02, size / width, side / height - 0.02))
+        axes = figure.add_axes((i * (size + 16) / width, 0.02, size / width, side / height - 0.02))
         bare(axes)
         axes.set_title(title, loc="left")
         shown = np.log10(np.maximum(data, 10.0**-decades))
@@ -128,7 +128,8 @@ def receptive_map(
         image = axes.imshow(
             shown, cmap="magma", vmin=-decades, vmax=0, interpolation="nearest", aspect=aspect
         )
-        axes.plot(place[1], place[0], "+", color="white", markersize=9, markeredgewidth=1.4)
+        for colour, thickness in (("black", 3.4), ("white", 1.4)):  # seen on the bright and on the dark
+            axes.plot(place[1], place[0], "+", color=colour, markersize=9, markeredgewidth=thickness)
     bar_axes = figure.add_axes((1 - 56 / width, 0.08, 12 / width, (height - HEAD) / height - 0.12))
     ticks = [-decades, 0] if field.ndim == 1 else list(range(-decades, 1, max(1, decades // 3)))
     bar = figure.colorbar(image, cax=bar_axes, ticks=ticks)

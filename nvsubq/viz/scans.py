@@ -77,11 +77,14 @@ def neighbour_distances(orders: Sequence[Any], shape: Sequence[int], *, width: f
     figure = new_figure(width, 300)
     axes = figure.add_axes((56 / width, 46 / 300, 1 - (56 + 150) / width, 1 - 76 / 300))
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda steps, _: f"{steps:,.0f}")  # the scale's own writes TeX
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("steps along the walk")
     axes.set_title(f"Neighbours at most so many steps apart, {' x '.join(map(str, shape))} cells", x=-0.09)
+    farthest = 1
     for i, order in enumerate(orders):
         steps = np.sort(distances(order, shape))
+        farthest = max(farthest, int(steps.max(initial=1)))
         # The share up to each distance that occurs, as a staircase from 1 on.
         found, counts = np.unique(steps, return_counts=True)
         share = np.cumsum(counts) / max(len(steps), 1)
@@ -94,6 +97,9 @@ def neighbour_distances(orders: Sequence[Any], shape: Sequence[int], *, width: f
             color=LINES[i % len(LINES)],
             label=_name(order),
         )
+    powers = range(farthest.bit_length() + 1)
+    axes.set_xticks([2**k for k in powers[:: 1 + len(powers) // 12]])
+    axes.minorticks_off()
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 

@@ -65,13 +65,14 @@ def test_classification(digits_run: Path) -> None:
         "Examples, worst first",
         "Walk and reach",
         'alt="scan orders: row_major"',
+        'alt="steps between neighbours: row_major"',
         'alt="effective receptive field"',
         "<summary>Config</summary>",
         "_target_: nvsubq.cores.Mamba",
     ):
         assert text in html, text
-    # three curves, a matrix, a walk; a grid, a receptive field
-    assert html.count("data:image/svg+xml") == 5
+    # three curves, a matrix, a walk, its neighbours; a grid, a receptive field
+    assert html.count("data:image/svg+xml") == 6
     assert html.count("data:image/png") == 2
     assert html == written(digits_run)
 

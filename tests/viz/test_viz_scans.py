@@ -64,6 +64,9 @@ def test_neighbours_as_a_share_that_ends_at_one() -> None:
     x, y = lines[0].get_data()
     assert (x.tolist(), y.tolist()) == ([1, 1, 8, 8], [0, 0.5, 1, 1])
     assert all(line.get_ydata()[-1] == 1 for line in lines)
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == ["1", "2", "4", "8", "16", "32", "64"]
     with pytest.raises(ValueError, match=r"`orders` \(9 of them\) must be 1 to 8"):
         viz.neighbour_distances(["snake"] * 9, (4, 4))
     assert viz.svg_uri(viz.neighbour_distances(["snake"], (1, 1)))
