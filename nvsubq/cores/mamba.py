@@ -25,6 +25,7 @@ from nvsubq.cores.branches import convolve, convolve_step, make_branches, make_s
 from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import is_plain, linears_of, own_of, weights_of
 from nvsubq.ops import mamba_inner, selective_scan, selective_state_update
+from nvsubq.ops.mamba_shares import mamba_shares
 from nvsubq.ops.mamba_walks import mamba_walks
 from nvsubq.ops.mamba_weights import MambaWeights
 from nvsubq.ops.numerics import inverse_softplus
@@ -279,6 +280,43 @@ class Mamba(LTV_LRNN):
             reverse=reverse,
             discretization=how[0],  # type: ignore[arg-type]
             backend=how[1],
+        )
+
+    def walk_apart(
+        self,
+        others: Sequence[nn.Module],
+        hidden_states: Tensor,
+        orders: Sequence[Tensor | None],
+        reverse: Sequence[bool],
+    ) -> Tensor | None:
+        """Run this core and others, each over its share of the channels, in fewer and larger steps.
+
+        Args:
+            others: the cores of the shares behind the first.
+            hidden_states: input of all cores, side by side, `[B, L, S C]`.
+            orders: for each core the cells in the order of its walk, `[L]`, or None.
+            reverse: for each core, whether it walks from the end.
+
+        Returns:
+            `[B, L, S C]`, or None where it is to be made of one call for each: on another device than a CPU,
+            with hooks or other modules in some place, and where no compiled kernels serve it.
+        """
+        if hidden_states.device.type != "cpu":  # what it saves, waiting for threads, is a CPU's
+            return None
+        cores = [self, *others]
+        if not all(is_plain(core, Mamba) for core in cores):
+            return None
+        weights = [core.weights_together() for core in cores]  # type: ignore[operator]
+        hows = {(core.discretization, core.backend) for core in cores}
+        if None in weights or len(hows) > 1:
+            return None
+        return mamba_shares(
+            hidden_states,
+            weights,
+            orders=orders,
+            reverse=reverse,
+            discretization=self.discretization,  # type: ignore[arg-type]
+            backend=self.backend,
         )
 
     def weights_together(self) -> MambaWeights | None:

@@ -138,7 +138,7 @@ class NDMixer(nn.Module):
             )
         shape = x.shape[1:-1] if spatial is None else torch.Size(spatial)
         cells = x.flatten(1, -2)  # (B, L, C), a view where memory allows
-        out = self._together(cells, shape, token)
+        out = (self._apart if self.split else self._together)(cells, shape, token)
         if out is None:
             out = self.fusion(cells, self._walks(cells, shape, token))
         return out.reshape(x.shape)
@@ -148,7 +148,6 @@ class NDMixer(nn.Module):
         if (
             len(self.paths) != 2
             or exporting()  # an exported program has one walk in each op
-            or self.split
             or self.direction is not None
             or self.fuse not in ("sum", "mean")
         ):
@@ -162,6 +161,22 @@ class NDMixer(nn.Module):
             order = order_table(one.order, spatial, cells.device, token)
         out: Tensor | None = walk_with(getattr(self, other.core), cells, order, (one.reverse, other.reverse))
         return out.mul_(0.5) if out is not None and self.fuse == "mean" else out
+
+    def _apart(self, cells: Tensor, spatial: torch.Size, token: bool) -> Tensor | None:
+        """All walks over their shares of the channels as one call, where the core knows how; else None."""
+        walk_apart = getattr(getattr(self, self.paths[0].core), "walk_apart", None)
+        if walk_apart is None or self.direction is not None or torch.compiler.is_exporting():
+            return None
+        _shares(cells, len(self.paths))  # checks the width
+        orders = [
+            order_table(path.order, spatial, cells.device, token)
+            if token or path.order != "row_major"
+            else None
+            for path in self.paths
+        ]
+        others = [getattr(self, path.core) for path in self.paths[1:]]
+        out: Tensor | None = walk_apart(others, cells, orders, [path.reverse for path in self.paths])
+        return self.fusion.proj(out) if out is not None and self.fuse == "concat" else out
 
     def _walks(self, cells: Tensor, spatial: torch.Size, token: bool) -> Iterator[Tensor]:
         """The outputs of the walks, one after another."""

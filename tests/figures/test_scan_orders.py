@@ -81,11 +81,14 @@ def test_time_of_every_order(shape: str) -> None:
     assert max(times for times, _ in found.values()) <= 1.15
 
 
-def test_time_of_four_directions_that_split_the_channels() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_time_of_four_directions_that_split_the_channels(threads: int) -> None:
+    torch.set_num_threads(threads)
     x = torch.randn(1, 64, 64, WIDTH)
     runs = {"split": step(build(FOUR, bidirectional=True), x), "one": step(build("row_major"), x)}
     times, line = ratios(runs, "one", 25)["split"]
-    show("split_channels, four directions over one, 64x64, forward+backward", "<= 1.3", f"{times:.2f} {line}")
+    what = f"split_channels, four directions over one, 64x64, forward+backward, {threads} threads"
+    show(what, "<= 1.3", f"{times:.2f} {line}")
     assert times <= 1.3
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,18 @@ def test_mnist5k(core: str, accuracy: float, minutes: float, tmp_path: Path) -> 
     assert len(run["baselines"]) == 2
     assert reached >= accuracy
     assert took <= minutes
+
+
+def test_mnist5k_of_the_best_preset(tmp_path: Path) -> None:
+    runs = [train(tmp_path, "model=tiny_2d", f"seed={seed}", "baselines=false") for seed in range(3)]
+    reached = [run["metrics"]["test/accuracy"] for run in runs]
+    minutes = max(run["train_s"] / 60 for run in runs)
+    mean, spread = statistics.fmean(reached), statistics.stdev(reached)
+    of = ", ".join(f"{one:.4f}" for one in reached)
+    show("MNIST-5k, model=tiny_2d: mean of three seeds", ">= 0.98", f"{mean:.4f} +- {spread:.4f} ({of})")
+    show("MNIST-5k, model=tiny_2d: minutes, the longest", "<= 8", f"{minutes:.1f}")
+    assert mean >= 0.98
+    assert minutes <= 8
 
 
 def test_mnist5k_beside_the_portable_path(tmp_path: Path) -> None:
