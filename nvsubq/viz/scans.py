@@ -60,7 +60,7 @@ def neighbour_distances(orders: Sequence[Any], shape: Sequence[int], *, width: f
     """For each order the share of neighbouring cells that lie at most so many steps apart along the walk.
 
     Neighbours touch along an axis. A line that is high on the left belongs to an order that keeps most
-    neighbours together; where it reaches 1 shows the worst pair.
+    neighbours together; where it reaches 1 shows the worst pair. Of lines that coincide each is seen.
 
     Args:
         orders: as `scan_order` takes them, up to eight.
@@ -82,17 +82,21 @@ def neighbour_distances(orders: Sequence[Any], shape: Sequence[int], *, width: f
     axes.set_xlabel("steps along the walk")
     axes.set_title(f"Neighbours at most so many steps apart, {' x '.join(map(str, shape))} cells", x=-0.09)
     farthest = 1
+    drawn: list[np.ndarray] = []
     for i, order in enumerate(orders):
         steps = np.sort(distances(order, shape))
         farthest = max(farthest, int(steps.max(initial=1)))
         # The share up to each distance that occurs, as a staircase from 1 on.
         found, counts = np.unique(steps, return_counts=True)
         share = np.cumsum(counts) / max(len(steps), 1)
-        style = "-" if i < len(LINES) else "--"
+        style: Any = "-" if i < len(LINES) else "--"
+        if any(np.array_equal(steps, others) for others in drawn):
+            style = (0, (3, 3))  # the line below is seen through it
+        drawn.append(steps)
         axes.step(
             [1, *found, found[-1]] if len(found) else [1],
             [0, *share, 1] if len(found) else [0],
-            style,
+            linestyle=style,
             where="post",
             color=LINES[i % len(LINES)],
             label=_name(order),

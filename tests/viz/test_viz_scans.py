@@ -64,6 +64,8 @@ def test_neighbours_as_a_share_that_ends_at_one() -> None:
     x, y = lines[0].get_data()
     assert (x.tolist(), y.tolist()) == ([1, 1, 8, 8], [0, 0.5, 1, 1])
     assert all(line.get_ydata()[-1] == 1 for line in lines)
+    assert lines[0].get_linestyle() == lines[1].get_linestyle() == "-"
+    assert lines[2].get_linestyle() == "--", "it has the distances of row_major, which must be seen"
     figure.draw_without_rendering()
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels == ["1", "2", "4", "8", "16", "32", "64"]
