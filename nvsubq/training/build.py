@@ -6,11 +6,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nvsubq.lazy_config import ConfigError, instantiate, validate
+from nvsubq.lazy_config import ConfigError, allow_targets, instantiate, validate
 from nvsubq.training.task import Task
 
 FROM_DATA = ("spatial_dims", "in_channels", "num_classes")
 """What the datamodule decides of the model; its classes are `out_channels` where the config has that."""
+
+
+# Networks of MONAI that `configs/model` has for comparison; exact, so that nothing else comes with them.
+PEERS = ("monai.networks.nets.UNet", "monai.networks.nets.SegResNet")
+allow_targets(*PEERS)
 
 
 def _model_keys(model: DictConfig) -> dict[str, str]:

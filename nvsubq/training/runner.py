@@ -272,8 +272,9 @@ def resume_path(path: str | None) -> Path | None:
 
 
 def core_target(config: DictConfig) -> str:
-    """The dotted path of the core, or of the model where the config has no core."""
-    node = config.get("core") or config.model
+    """The dotted path of the core, or of the model where that has none of the config's core in it."""
+    written = str(OmegaConf.to_container(config.model, resolve=False))
+    node = config.core if "${core" in written and config.get("core") else config.model
     return str(node.get("_target_"))
 
 
