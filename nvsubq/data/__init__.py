@@ -6,6 +6,7 @@ from nvsubq.data.errors import DataError
 from nvsubq.data.image_folder import ImageFolder
 from nvsubq.data.mni152 import MNI152
 from nvsubq.data.nifti_folder import NiftiFolder
+from nvsubq.data.ocean import SeaSurface
 from nvsubq.data.sample import Sample
 from nvsubq.data.textures import TextureRotation
 
@@ -18,5 +19,6 @@ __all__ = [
     "MNIST5k",
     "NiftiFolder",
     "Sample",
+    "SeaSurface",
     "TextureRotation",
 ]

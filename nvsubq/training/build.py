@@ -18,6 +18,10 @@ PEERS = ("monai.networks.nets.UNet", "monai.networks.nets.SegResNet")
 allow_targets(*PEERS)
 
 
+MODEL_FOR = {"classification": "backbone", "segmentation": "segmenter", "forecasting": "unet"}
+"""A model that fits the task, for the message where the task does not fit the data."""
+
+
 def _model_keys(model: DictConfig) -> dict[str, str]:
     """The argument of the model for each of `FROM_DATA`."""
     keys = dict(zip(FROM_DATA, FROM_DATA, strict=True))
@@ -92,8 +96,8 @@ def build_task(config: DictConfig, datamodule: Any) -> Task:
     """
     complete_model(config, datamodule)
     kind = config.task.get("_target_", "").rsplit(".", 1)[-1].removesuffix("Task").lower()
-    if kind in ("classification", "segmentation") and kind != datamodule.task:
-        other = {"classification": "backbone", "segmentation": "segmenter"}[datamodule.task]
+    if kind in MODEL_FOR and kind != datamodule.task:
+        other = MODEL_FOR[datamodule.task]
         raise ConfigError(
             f"`task` is for {kind}, but the data ({type(datamodule).__name__}) is for {datamodule.task}: "
             f"use task={datamodule.task} model={other}."

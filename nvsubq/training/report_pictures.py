@@ -45,6 +45,7 @@ def curves(record: Record) -> list[Picture]:
         ("loss", {"train": "train/loss", "validation": "val/loss"}),
         ("accuracy", {"validation": "val/accuracy"}),
         ("mean Dice", {"validation": "val/dice"}),
+        ("RMSE", {"validation": "val/rmse"}),
         ("learning rate", {"learning rate": "lr"}),
     ]
     shown = []

@@ -47,6 +47,7 @@ class Task(L.LightningModule):
     kind: str
     monitor: str
     scores: tuple[str, ...]  # metrics of validation that a checkpoint can follow
+    least_classes = 2
 
     def __init__(
         self,
@@ -61,8 +62,9 @@ class Task(L.LightningModule):
         final_lr: float = 0.01,
     ) -> None:
         super().__init__()
-        if len(class_names) < 2:
-            raise ValueError(f"`class_names` (={list(class_names)}) must name at least two classes.")
+        if len(class_names) < self.least_classes:
+            least = "two classes" if self.least_classes == 2 else "one quantity"
+            raise ValueError(f"`class_names` (={list(class_names)}) must name at least {least}.")
         if schedule not in SCHEDULES:
             raise ValueError(f"`schedule` (={schedule!r}) must be one of {', '.join(SCHEDULES)}.")
         if len(betas) != 2:

@@ -22,6 +22,7 @@ CLASSES = {
     "image_folder": "ImageFolder",
     "nifti_folder": "NiftiFolder",
     "textures": "TextureRotation",
+    "ocean": "SeaSurface",
 }
 
 
