@@ -2,6 +2,7 @@
 
 from nvsubq.data.base import DataModule
 from nvsubq.data.digits import Digits, MNIST5k
+from nvsubq.data.epi import EPI
 from nvsubq.data.errors import DataError
 from nvsubq.data.image_folder import ImageFolder
 from nvsubq.data.mni152 import MNI152
@@ -11,6 +12,7 @@ from nvsubq.data.sample import Sample
 from nvsubq.data.textures import TextureRotation
 
 __all__ = [
+    "EPI",
     "MNI152",
     "DataError",
     "DataModule",

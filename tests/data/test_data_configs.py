@@ -23,6 +23,7 @@ CLASSES = {
     "nifti_folder": "NiftiFolder",
     "textures": "TextureRotation",
     "ocean": "SeaSurface",
+    "epi": "EPI",
 }
 
 

@@ -26,6 +26,7 @@ LIGHT = {
     "textures": ["data.batch_size=8", "data.eval_batch_size=8", "data.stride=64"],
     "mni152_unet": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
     "mni152_models": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
+    "epi": ["data.batch_size=2", "data.eval_batch_size=4"],
     "ocean": ["data.crop=24", "data.batch_size=2"],
     "mni152": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
 }
