@@ -2,14 +2,17 @@
 
 from nvsubq.data.base import DataModule
 from nvsubq.data.digits import Digits, MNIST5k
+from nvsubq.data.epi import EPI
 from nvsubq.data.errors import DataError
 from nvsubq.data.image_folder import ImageFolder
 from nvsubq.data.mni152 import MNI152
 from nvsubq.data.nifti_folder import NiftiFolder
+from nvsubq.data.ocean import SeaSurface
 from nvsubq.data.sample import Sample
 from nvsubq.data.textures import TextureRotation
 
 __all__ = [
+    "EPI",
     "MNI152",
     "DataError",
     "DataModule",
@@ -18,5 +21,6 @@ __all__ = [
     "MNIST5k",
     "NiftiFolder",
     "Sample",
+    "SeaSurface",
     "TextureRotation",
 ]

@@ -41,6 +41,8 @@ class MNI152(DataModule):
         resolution: voxel size in mm, 2 or 4.
         crop_size: of training crops, one number or one for each axis; at most the slab's size is taken.
         crops_per_epoch: training crops.
+        flip_axes: axes along which training crops are mirrored at random: of 0 (left-right, in which the
+            template is symmetric), 1 (front-back), 2 (up-down).
         val_volumes, test_volumes: differently degraded copies of the slab.
         bias: strength of the bias field, `exp(bias * f)` with `|f| <= 1`.
         noise: standard deviation of the noise, as a share of the maximum.
@@ -73,6 +75,7 @@ class MNI152(DataModule):
         resolution: int = 2,
         crop_size: int | Sequence[int] = 32,
         crops_per_epoch: int = 64,
+        flip_axes: Sequence[int] = (),
         val_volumes: int = 2,
         test_volumes: int = 4,
         bias: float = 0.4,
@@ -98,7 +101,9 @@ class MNI152(DataModule):
         for key, value in (("bias", bias), ("noise", noise)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"`{key}` (={value}) must be finite and not negative.")
-        self.resolution, self.counts = resolution, counts
+        if any(axis not in (0, 1, 2) or isinstance(axis, bool) for axis in flip_axes):
+            raise ValueError(f"`flip_axes` (={list(flip_axes)}) must be axes from 0 to 2.")
+        self.resolution, self.counts, self.flip_axes = resolution, counts, tuple(flip_axes)
         self.class_names = list(LABELS)
         self.crop_size = self.spatial_size = crop_shape(crop_size)
         self.volumes = DegradedTemplate(
@@ -115,7 +120,12 @@ class MNI152(DataModule):
         count = self.counts["crops_per_epoch"]
         return {
             "train": RandomCrops(
-                [shape], self.volumes.crop, size=self.crop_size, count=count, seed=self.seed
+                [shape],
+                self.volumes.crop,
+                size=self.crop_size,
+                count=count,
+                seed=self.seed,
+                flip_axes=self.flip_axes,
             ),
             "val": WholeVolumes(self.counts["val_volumes"], self.volumes.val),
             "test": WholeVolumes(self.counts["test_volumes"], self.volumes.test),

@@ -21,8 +21,8 @@ from typing import Any
 
 VARIABLE = "NVSUBQ_ALLOW_TARGETS"
 _DEFAULT = ("nvsubq.*", "torch.nn.*", "torch.optim.*", "lightning.*", "torchmetrics.*", "mamba_ssm.*")
-# Extras of nvsubq that bring a package of the list.
-_EXTRAS = {"mamba_ssm": "cuda", "lightning": "train", "torchmetrics": "train"}
+# Extras of nvsubq that bring a package of the list, or one that `nvsubq train` adds to it.
+_EXTRAS = {"mamba_ssm": "cuda", "lightning": "train", "torchmetrics": "train", "monai": "monai"}
 _REFUSED = ("nvsubq.lazy_config.", "nvsubq._")  # the code of the policy: a config must not widen it
 
 # A tuple that is replaced, never changed: no method call on the policy, found by some path, can add to it.

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nvsubq.models.blocks import Block, LocalConv, drop_path_rates, make_norm
 from nvsubq.models.features import FeatureMethods
-from nvsubq.models.patch import ConvStem, PatchEmbed, PatchMerge
+from nvsubq.models.patch import CONVOLUTIONS, ConvStem, PatchEmbed, PatchMerge
 from nvsubq.models.position import PositionEmbedding
 from nvsubq.models.pretrained import Pretrained
 from nvsubq.models.shapes import (
@@ -43,7 +43,8 @@ class NDBackbone(FeatureMethods, Pretrained):
     filled with zeros at the far end (every token has a real cell), and position embeddings are resized.
 
     Args:
-        spatial_dims: 1, 2 or 3.
+        spatial_dims: 1, 2, 3 or 4; torch has neither convolutions nor interpolation of four axes, so `stem`,
+            `local_conv` and `pos_embed` must do without.
         in_channels: channels of the input.
         num_classes: outputs of the classifier; 0 leaves it out, and `forward` returns the pooled features.
         img_size: the usual spatial size, one integer or one for each axis; only "axes" and "learned"
@@ -105,7 +106,7 @@ class NDBackbone(FeatureMethods, Pretrained):
         class_token: bool = False,
     ) -> None:
         super().__init__()
-        self.spatial_dims = check_spatial_dims(spatial_dims)
+        self.spatial_dims = check_spatial_dims(spatial_dims, most=4)
         self.in_channels = self.in_chans = check_positive("in_channels", in_channels)
         self.num_classes = check_positive("num_classes", num_classes, minimum=0)
         self.patch_size = per_axis("patch_size", patch_size, spatial_dims)
@@ -113,6 +114,7 @@ class NDBackbone(FeatureMethods, Pretrained):
         self.num_features = self.dims[-1]
         check_choice("stem", stem, tuple(STEMS))
         check_positive("local_conv", local_conv, minimum=0)
+        _check_without_convolutions(self.spatial_dims, stem, local_conv, pos_embed)
         _check_class_token(class_token, self.depths)
         self.has_class_token = class_token
         self.global_pool = self._checked_pool(global_pool)
@@ -251,6 +253,21 @@ def _stages(depths: Sequence[int], dims: Sequence[int]) -> tuple[tuple[int, ...]
         )
     blocks = tuple(check_positive("depths", depth) for depth in depths)
     return blocks, tuple(check_positive("dims", dim) for dim in dims)
+
+
+def _check_without_convolutions(spatial_dims: int, stem: str, local_conv: int, pos_embed: str) -> None:
+    if spatial_dims in CONVOLUTIONS:
+        return
+    for name, value, allowed in (
+        ("stem", stem, ("patch",)),
+        ("local_conv", local_conv, (0,)),
+        ("pos_embed", pos_embed, ("sincos", "axes", "none")),
+    ):
+        if value not in allowed:
+            choices = " or ".join(map(repr, allowed))
+            raise ValueError(
+                f"`{name}` (={value!r}) must be {choices} where `spatial_dims` is {spatial_dims}."
+            )
 
 
 def _check_class_token(class_token: bool, depths: Sequence[int]) -> None:

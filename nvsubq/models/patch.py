@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,6 +51,23 @@ class ConvNd(nn.Module):
         return self.conv(x.movedim(-1, 1)).movedim(1, -1)
 
 
+class PatchWeights(nn.Module):
+    """Weight and bias of a convolution of a rank for which torch has none, drawn as those of its own.
+
+    Args:
+        in_channels, out_channels: widths.
+        kernel_size: one for each axis.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Sequence[int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        bound = (in_channels * math.prod(kernel_size)) ** -0.5
+        nn.init.uniform_(self.bias, -bound, bound)
+
+
 class PatchEmbed(nn.Module):
     """A strided convolution whose kernel is its stride, written as one matrix product over patches.
 
@@ -70,9 +88,11 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_channels: int, dim: int, *, patch_size: Sequence[int]) -> None:
         super().__init__()
         self.patch_size = tuple(patch_size)
-        self.proj = CONVOLUTIONS[len(self.patch_size)](
-            in_channels, dim, self.patch_size, stride=self.patch_size
-        )
+        conv = CONVOLUTIONS.get(len(self.patch_size))
+        if conv is None:
+            self.proj = PatchWeights(in_channels, dim, self.patch_size)
+        else:
+            self.proj = conv(in_channels, dim, self.patch_size, stride=self.patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, *spatial]` to `[B, *grid, dim]`."""

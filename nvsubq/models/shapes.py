@@ -19,10 +19,11 @@ __all__ = [
 ]
 
 
-def check_spatial_dims(spatial_dims: Any) -> int:
-    """Return `spatial_dims` if it is 1, 2 or 3."""
-    if isinstance(spatial_dims, bool) or spatial_dims not in (1, 2, 3):
-        raise ValueError(f"`spatial_dims` (={spatial_dims!r}) must be 1, 2 or 3.")
+def check_spatial_dims(spatial_dims: Any, most: int = 3) -> int:
+    """Return `spatial_dims` if it is 1, 2 or 3, or whatever up to `most`."""
+    if isinstance(spatial_dims, bool) or spatial_dims not in range(1, most + 1):
+        names = ", ".join(map(str, range(1, most)))
+        raise ValueError(f"`spatial_dims` (={spatial_dims!r}) must be {names} or {most}.")
     return int(spatial_dims)
 
 

@@ -14,7 +14,7 @@ from nvsubq.models.backbone import NDBackbone, no_weight_decay
 from nvsubq.models.blocks import make_norm
 from nvsubq.models.patch import ConvNd, PatchExpand
 from nvsubq.models.pretrained import Pretrained
-from nvsubq.models.shapes import check_positive
+from nvsubq.models.shapes import check_positive, check_spatial_dims
 
 __all__ = ["DenseHead", "NDUNet", "UpBlock"]
 
@@ -156,6 +156,7 @@ class NDUNet(Pretrained):
         head_depth: int = 2,
     ) -> None:
         super().__init__()
+        check_spatial_dims(spatial_dims)  # of a decoder: it is made of convolutions
         self.out_channels = check_positive("out_channels", out_channels)
         check_positive("head_channels", head_channels)
         check_positive("head_depth", head_depth)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvsubq.training.classification import ClassificationTask
+    from nvsubq.training.forecasting import ForecastingTask
     from nvsubq.training.load import CheckpointError, LoadedRun, load_run
     from nvsubq.training.runner import train
     from nvsubq.training.segmentation import SegmentationTask
@@ -14,13 +15,22 @@ if TYPE_CHECKING:
 _HOME = {
     "CheckpointError": "load",
     "ClassificationTask": "classification",
+    "ForecastingTask": "forecasting",
     "LoadedRun": "load",
     "SegmentationTask": "segmentation",
     "load_run": "load",
     "train": "runner",
 }
 
-__all__ = ["CheckpointError", "ClassificationTask", "LoadedRun", "SegmentationTask", "load_run", "train"]
+__all__ = [
+    "CheckpointError",
+    "ClassificationTask",
+    "ForecastingTask",
+    "LoadedRun",
+    "SegmentationTask",
+    "load_run",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,11 +6,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nvsubq.lazy_config import ConfigError, instantiate, validate
+from nvsubq.lazy_config import ConfigError, allow_targets, instantiate, validate
 from nvsubq.training.task import Task
 
 FROM_DATA = ("spatial_dims", "in_channels", "num_classes")
 """What the datamodule decides of the model; its classes are `out_channels` where the config has that."""
+
+
+# Networks of MONAI that `configs/model` has for comparison; exact, so that nothing else comes with them.
+PEERS = ("monai.networks.nets.UNet", "monai.networks.nets.SegResNet")
+allow_targets(*PEERS)
+
+
+MODEL_FOR = {"classification": "backbone", "segmentation": "segmenter", "forecasting": "unet"}
+"""A model that fits the task, for the message where the task does not fit the data."""
 
 
 def _model_keys(model: DictConfig) -> dict[str, str]:
@@ -87,8 +96,8 @@ def build_task(config: DictConfig, datamodule: Any) -> Task:
     """
     complete_model(config, datamodule)
     kind = config.task.get("_target_", "").rsplit(".", 1)[-1].removesuffix("Task").lower()
-    if kind in ("classification", "segmentation") and kind != datamodule.task:
-        other = {"classification": "backbone", "segmentation": "segmenter"}[datamodule.task]
+    if kind in MODEL_FOR and kind != datamodule.task:
+        other = MODEL_FOR[datamodule.task]
         raise ConfigError(
             f"`task` is for {kind}, but the data ({type(datamodule).__name__}) is for {datamodule.task}: "
             f"use task={datamodule.task} model={other}."

@@ -21,6 +21,7 @@ COLUMNS = (
     "val/loss",
     "val/accuracy",
     "val/dice",
+    "val/rmse",
     "lr",
     "epoch_s",
     "cells_per_s",

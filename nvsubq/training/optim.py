@@ -44,28 +44,44 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def schedule(kind: str, total_steps: int, warmup: float, final: float) -> Callable[[int], float]:
+def schedule(
+    kind: str,
+    total_steps: float,
+    warmup: float,
+    final: float,
+    clock: Callable[[], float] | None = None,
+) -> Callable[[int], float]:
     """The factor on the learning rate at each optimizer step, counted from 0.
 
     Args:
         kind: "cosine" or "constant".
-        total_steps: optimizer steps of the whole training.
+        total_steps: optimizer steps of the whole training; infinite where only a clock ends it.
         warmup: fraction of them over which the factor rises linearly to 1.
         final: the factor at the last step of a cosine.
+        clock: how much of the training's time is over, in [0, 1]. Warm-up and cosine go by the steps or by
+            the clock, whichever is further on.
 
     Example:
         >>> factor = schedule("cosine", 100, warmup=0.1, final=0.0)
         >>> factor(0), factor(9), round(factor(99), 4)
         (0.1, 1.0, 0.0)
     """
-    rise = max(1, round(warmup * total_steps)) if warmup else 0
+    if not math.isfinite(total_steps) and clock is None:
+        total_steps = 1
+    by_steps = math.isfinite(total_steps)
+    rise = max(1, round(warmup * total_steps)) if warmup and by_steps else 0
 
     def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
+        time = clock() if clock is not None else 0.0
+        # The larger is the one that is further on: in the warm-up, then in the cosine.
+        risen = [(step + 1) / rise if rise else 1.0] if by_steps else []
+        risen += [time / warmup if warmup else 1.0] if clock is not None else []
+        if max(risen) < 1.0:
+            return max(risen)
         if kind == "constant":
             return 1.0
-        progress = min(1.0, (step - rise + 1) / max(1, total_steps - rise))
+        over = (step - rise + 1) / max(1, total_steps - rise) if by_steps else 0.0
+        progress = min(1.0, max(over, (time - warmup) / max(1.0 - warmup, 1e-9)))
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return factor

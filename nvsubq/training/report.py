@@ -118,14 +118,14 @@ def _test_size(record: Record) -> int:
 def _headline(record: Record) -> dict[str, str] | None:
     """The one number of the run, and how it stands to the best baseline."""
     metrics, split = _final(record)
-    name = next((n for n in ("accuracy", "dice", "loss") if metrics.get(n) is not None), None)
+    name = next((n for n in ("accuracy", "dice", "rmse", "loss") if metrics.get(n) is not None), None)
     if name is None:
         return None
-    label = {"accuracy": "accuracy", "dice": "mean Dice", "loss": "loss"}[name]
+    label = {"accuracy": "accuracy", "dice": "mean Dice", "rmse": "RMSE", "loss": "loss"}[name]
     others = {k: v[name] for k, v in record.figures.get("baselines", {}).items() if v.get(name) is not None}
     beside = ""
     if others and name != "loss":
-        best = max(others, key=lambda k: others[k])
+        best = (min if name == "rmse" else max)(others, key=lambda k: others[k])
         # Of the numbers as they are shown, so that they add up on paper.
         gap = round(metrics[name], 4) - round(others[best], 4)
         if gap:

@@ -50,6 +50,7 @@ def curves(record: Record) -> list[Picture]:
         ("loss", {"train": "train/loss", "validation": "val/loss"}),
         ("accuracy", {"validation": "val/accuracy"}),
         ("mean Dice", {"validation": "val/dice"}),
+        ("RMSE", {"validation": "val/rmse"}),
         ("learning rate", {"learning rate": "lr"}),
     ]
     shown = []
@@ -132,7 +133,9 @@ def _examples(record: Record, names: list[str], predicted: np.ndarray) -> list[S
 
 
 def _unflattened(images: np.ndarray, record: Record) -> np.ndarray:
-    """Images that were served as sequences are shown as images."""
+    """Images served as sequences are shown as images, fields of four axes at the middle of the last."""
+    if images.ndim == 6:
+        return images[..., images.shape[-1] // 2]
     side = round(images.shape[-1] ** 0.5)
     if images.ndim == 3 and record.setting("data.flatten") and side * side == images.shape[-1]:
         return images.reshape(*images.shape[:2], side, side)

@@ -28,7 +28,7 @@ MOST_LINES = 8
 def reach(model: nn.Module, datamodule: Any, trainer: Trainer) -> dict[str, np.ndarray]:
     """The effective receptive field of the trained model's middle; empty where it cannot be asked."""
     size = datamodule.spatial_size
-    if size is None or trainer.world_size > 1 or not isinstance(model, (NDBackbone, NDUNet)):
+    if size is None or len(size) > 3 or trainer.world_size > 1 or not isinstance(model, (NDBackbone, NDUNet)):
         return {}
     field = viz.receptive_field(model, (datamodule.in_channels, *size), samples=2)
     return {REACH: field.astype(np.float32)}

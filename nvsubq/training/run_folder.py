@@ -35,6 +35,10 @@ Segmentation, N test items and M shown ones, those with the lowest Dice first:
 * ``indices`` int64 [N], ``confusion`` int64 [N, classes, classes] (true, predicted), ``shown`` int64 [M]
 * for each row i < M ``image_i`` float16 [C, *spatial], ``label_i`` and ``prediction_i`` uint8 (int32 above
   256 classes) [*spatial]
+
+Forecasting, N test items of T steps in time:
+
+* ``indices`` int64 [N], ``squares`` float64 [N, T] (sums of weighted squared errors), ``weights`` [N, T]
 """
 
 from __future__ import annotations

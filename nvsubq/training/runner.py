@@ -121,7 +121,7 @@ class _Training:
         monitor = config.checkpoint.monitor or task.monitor
         if monitor not in task.scores:
             raise ConfigError(f"`checkpoint.monitor` (={monitor!r}) must be one of {', '.join(task.scores)}.")
-        mode = config.checkpoint.mode or ("min" if monitor.endswith("/loss") else "max")
+        mode = config.checkpoint.mode or ("min" if monitor.endswith(("/loss", "/rmse")) else "max")
         if mode not in ("max", "min"):
             raise ConfigError(f"`checkpoint.mode` (={mode!r}) must be max, min or null.")
         saved = self.run.link_latest if self.run is not None else lambda: None
@@ -272,8 +272,9 @@ def resume_path(path: str | None) -> Path | None:
 
 
 def core_target(config: DictConfig) -> str:
-    """The dotted path of the core, or of the model where the config has no core."""
-    node = config.get("core") or config.model
+    """The dotted path of the core, or of the model where that has none of the config's core in it."""
+    written = str(OmegaConf.to_container(config.model, resolve=False))
+    node = config.core if "${core" in written and config.get("core") else config.model
     return str(node.get("_target_"))
 
 

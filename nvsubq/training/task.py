@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
 from nvsubq.training.optim import SCHEDULES, adamw, schedule
@@ -46,6 +47,7 @@ class Task(L.LightningModule):
     kind: str
     monitor: str
     scores: tuple[str, ...]  # metrics of validation that a checkpoint can follow
+    least_classes = 2
 
     def __init__(
         self,
@@ -60,8 +62,9 @@ class Task(L.LightningModule):
         final_lr: float = 0.01,
     ) -> None:
         super().__init__()
-        if len(class_names) < 2:
-            raise ValueError(f"`class_names` (={list(class_names)}) must name at least two classes.")
+        if len(class_names) < self.least_classes:
+            least = "two classes" if self.least_classes == 2 else "one quantity"
+            raise ValueError(f"`class_names` (={list(class_names)}) must name at least {least}.")
         if schedule not in SCHEDULES:
             raise ValueError(f"`schedule` (={schedule!r}) must be one of {', '.join(SCHEDULES)}.")
         if len(betas) != 2:
@@ -132,16 +135,27 @@ class Task(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, and the schedule stepped after every optimizer step."""
         steps = self.trainer.estimated_stepping_batches
-        if self.schedule == "cosine" and not math.isfinite(steps):
+        clock = _clock(self.trainer)
+        if self.schedule == "cosine" and clock is None and not math.isfinite(steps):
             raise ValueError(
-                "`schedule` (='cosine') needs an end: set trainer.max_epochs or trainer.max_steps."
+                "`schedule` (='cosine') needs an end: set trainer.max_epochs, trainer.max_steps "
+                "or trainer.max_time."
             )
-        total = int(steps) if math.isfinite(steps) else 1
         # Lightning cannot clip the gradients of a fused optimizer under mixed precision.
         fused = not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
         optimizer = adamw(
             self.model, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=fused
         )
-        factor = schedule(self.schedule, total, self.warmup, self.final_lr)
+        factor = schedule(self.schedule, steps, self.warmup, self.final_lr, clock)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _clock(trainer: Any) -> Callable[[], float] | None:
+    """How much of `trainer.max_time` is over, in [0, 1]; None where the trainer has no such limit."""
+    timer = next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)
+    limit = None if timer is None else timer.time_remaining()
+    if timer is None or limit is None:
+        return None
+    total = limit + timer.time_elapsed()
+    return lambda: min(1.0, timer.time_elapsed() / total)

@@ -22,6 +22,8 @@ CLASSES = {
     "image_folder": "ImageFolder",
     "nifti_folder": "NiftiFolder",
     "textures": "TextureRotation",
+    "ocean": "SeaSurface",
+    "epi": "EPI",
 }
 
 

@@ -201,6 +201,7 @@ def test_read_input_refuses_what_it_cannot_use(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"flip_axes": [3]}, r"`flip_axes` \(=\[3\]\) must be axes from 0 to 2\."),
         ({"resolution": 3}, r"`resolution` \(=3\) must be 2 or 4 \(mm\)\."),
         ({"crop_size": 0}, r"`crop_size` \(=0\) must be a positive integer, or 3 of them\."),
         ({"crop_size": [8, 8]}, r"`crop_size` \(=\[8, 8\]\) must be a positive integer, or 3 of them\."),
@@ -233,3 +234,16 @@ def test_baselines_are_near_the_documents():
         assert found[name]["dice_white"] == pytest.approx(white, abs=0.03)
     clean = MNI152(bias=0.0, noise=0.0).baselines()["intensity histogram"]
     assert clean["dice"] == pytest.approx(0.967, abs=0.01)
+
+
+def test_flips_mirror_some_crops():
+    """Of a clean volume: every crop is that of the same place, mirrored along the axes named or not."""
+    plain, flipped = (small(noise=0.0, bias=0.0, flip_axes=axes).dataset("train") for axes in ((), (1, 2)))
+    found = set()
+    for index in range(12):
+        for image, other in zip(plain[(0, index)], flipped[(0, index)], strict=True):
+            ways = [axes for axes in ((), (1,), (2,), (1, 2))
+                    if torch.equal(image.flip([axis - 3 for axis in axes]), other)]  # fmt: skip
+            assert ways
+        found.add(ways[0])
+    assert len(found) > 1

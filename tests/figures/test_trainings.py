@@ -95,6 +95,28 @@ def test_mni152(tmp_path: Path) -> None:
     assert took <= 10
 
 
+@pytest.mark.timeout(4 * 3600)
+def test_mni152_models(tmp_path: Path) -> None:
+    """Nine trainings of 15 minutes: `NDUNet` beside MONAI's networks of its size, three seeds each."""
+    dice: dict[str, list[float]] = {}
+    for seed in (0, 1, 2):
+        for model in ("unet", "monai_unet", "monai_segresnet"):
+            run = train(
+                tmp_path / f"{model}_{seed}", "experiment=mni152_models", f"model={model}", f"seed={seed}"
+            )
+            dice.setdefault(model, []).append(run["metrics"]["test/dice"])
+            assert run["train_s"] <= 16 * 60
+    smoothed = max(scores["dice"] for scores in run["baselines"].values())
+    mean = {model: sum(scores) / len(scores) for model, scores in dice.items()}
+    for model, scores in dice.items():
+        print(f"    {model}: {', '.join(f'{score:.4f}' for score in scores)}, mean {mean[model]:.4f}")
+    best = max(mean["monai_unet"], mean["monai_segresnet"])
+    show("MNI152, NDUNet: mean Dice", "> 0.86", f"{mean['unet']:.4f} (smoothed histogram {smoothed:.4f})")
+    show("MNI152, NDUNet less the better of MONAI's: Dice", ">= -0.01", f"{mean['unet'] - best:+.4f}")
+    assert mean["unet"] > 0.86
+    assert mean["unet"] >= best - 0.01
+
+
 @pytest.mark.parametrize(
     "overrides", [("epochs=2",), ("experiment=mni152", "epochs=1")], ids=["mnist", "mni152"]
 )

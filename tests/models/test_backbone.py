@@ -277,7 +277,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("args", "text"),
         [
-            ((4, 1, 5), r"`spatial_dims` \(=4\) must be 1, 2 or 3"),
+            ((5, 1, 5), r"`spatial_dims` \(=5\) must be 1, 2, 3 or 4\."),
             ((2, 0, 5), r"`in_channels` \(=0\) must be an integer of at least 1"),
             ((2, 1, -1), r"`num_classes` \(=-1\) must be an integer of at least 0"),
         ],

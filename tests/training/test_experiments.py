@@ -25,6 +25,9 @@ LIGHT = {
     "mnist_orders": ["data.batch_size=8", "data.eval_batch_size=8"],
     "textures": ["data.batch_size=8", "data.eval_batch_size=8", "data.stride=64"],
     "mni152_unet": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
+    "mni152_models": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
+    "epi": ["data.batch_size=2", "data.eval_batch_size=4"],
+    "ocean": ["data.crop=24", "data.batch_size=2"],
     "mni152": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
 }
 
@@ -62,7 +65,10 @@ def test_one_step(experiment, tmp_path):
 @pytest.mark.parametrize("group", ["task", "trainer", "logger"])
 def test_every_option_of_a_group_composes(group):
     for file in (config_dir() / group).glob("*.yaml"):
-        model = ["model=segmenter", "experiment=mni152"] if file.stem == "segmentation" else []
+        model = {
+            "segmentation": ["model=segmenter", "experiment=mni152"],
+            "forecasting": ["experiment=ocean"],
+        }.get(file.stem, [])
         check_config(composed(f"{group}={file.stem}", *model))
 
 

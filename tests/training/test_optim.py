@@ -78,3 +78,20 @@ def test_schedule():
     assert factor(1000) == pytest.approx(0.1)
     assert [schedule("constant", 10, warmup=0.0, final=0.1)(s) for s in (0, 5, 50)] == [1.0, 1.0, 1.0]
     assert schedule("cosine", 1, warmup=0.1, final=0.0)(0) > 0
+
+
+def test_schedule_by_the_clock():
+    """The cosine goes by the steps or by the clock, whichever is further on."""
+    now = 0.0
+    by_clock = schedule("cosine", float("inf"), 0.2, 0.0, lambda: now)
+    by_both = schedule("cosine", 100, 0.2, 0.0, lambda: now)
+    assert by_clock(50) == 0.0
+    assert by_both(9) == 0.5
+    now = 0.1
+    assert by_clock(0) == by_both(0) == 0.5
+    now = 0.6
+    assert by_clock(0) == pytest.approx(0.5) == by_both(0)
+    assert by_both(99) == 0.0
+    now = 1.0
+    assert by_clock(0) == by_both(0) == 0.0
+    assert schedule("constant", float("inf"), 0.2, 0.0, lambda: now)(3) == 1.0

@@ -1,0 +1,117 @@
+"""`nvsubq compare RUN...`: runs side by side in one table; a sweep's folder counts as its runs."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from typing import TYPE_CHECKING, Any
+
+from nvsubq.cli.runs import add_command
+
+if TYPE_CHECKING:
+    from nvsubq.training.comparison import Comparison
+
+FORMATS = ("table", "markdown", "csv")
+SPREAD = " ± "
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "compare",
+        help="put runs side by side in one table",
+        description="Puts finished runs side by side: what differs between them, and their test metrics, as "
+        "mean and standard deviation over the runs that differ in the seed alone.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run folder, or that of a sweep or an experiment: all runs in it",
+    )
+    parser.add_argument("--each", action="store_true", help="a line for each run, seeds apart")
+    parser.add_argument("--format", default="table", choices=FORMATS, help="default: table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table; returns 0."""
+    from nvsubq.training.comparison import compare, find_runs
+
+    records, unfinished = find_runs(args.runs)
+    found = compare(records, each=args.each)
+    if args.format == "table":
+        _show(found)
+    else:
+        sys.stdout.write(markdown(found) if args.format == "markdown" else as_csv(found))
+    for path in unfinished:
+        sys.stderr.write(f"left out, not finished: {path}\n")
+    return 0
+
+
+def _show(found: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from nvsubq.training.table import show
+
+    table = Table()
+    first = found.columns.index("runs")
+    for number, name in enumerate(found.columns):
+        table.add_column(Text(name), justify="left" if number < first else "right")
+    for row in found.rows:
+        table.add_row(*map(Text, row))
+    if found.baselines:
+        table.add_section()
+    for row in found.baselines:
+        table.add_row(*map(Text, row), style="dim")
+    show(Console(), table)
+
+
+def markdown(found: Comparison) -> str:
+    """The table in GitHub's Markdown.
+
+    Example:
+        >>> from nvsubq.training.comparison import Comparison
+        >>> print(markdown(Comparison(["core", "runs"], [["S5", "3"]])), end="")
+        | core | runs |
+        |---|--:|
+        | S5 | 3 |
+    """
+    first = found.columns.index("runs")
+    rule = ["---" if number < first else "--:" for number in range(len(found.columns))]
+    lines = [_line(found.columns), f"|{'|'.join(rule)}|"]
+    lines += [_line(row) for row in (*found.rows, *found.baselines)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def as_csv(found: Comparison) -> str:
+    """The table as comma-separated values; a spread gets a column of its own, `NAME_std`.
+
+    Example:
+        >>> from nvsubq.training.comparison import Comparison
+        >>> print(as_csv(Comparison(["core", "runs", "dice"], [["S5", "3", "0.9000 ± 0.0100"]])), end="")
+        core,runs,dice,dice_std
+        S5,3,0.9000,0.0100
+    """
+    rows = [*found.rows, *found.baselines]
+    spread = [any(SPREAD in row[number] for row in rows) for number in range(len(found.columns))]
+
+    def cells(row: list[str], names: bool = False) -> list[str]:
+        out: list[str] = []
+        for cell, wide in zip(row, spread, strict=True):
+            value, _, deviation = cell.partition(SPREAD)
+            out += [value, f"{cell}_std" if names else deviation] if wide else [cell]
+        return out
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([cells(found.columns, names=True), *map(cells, rows)])
+    return text.getvalue()
