@@ -33,12 +33,16 @@ def is_plain(part: nn.Module | None, kind: type[nn.Module]) -> bool:
     if type(part) is not kind:
         return False
     own = vars(part)
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(own[name] for name in hooks) or "forward" in own:
-        return False
-    everywhere = _global._global_forward_hooks, _global._global_forward_pre_hooks
-    return (
-        not any(everywhere) and not _global._global_backward_hooks and not _global._global_backward_pre_hooks
+    return not (  # written out: it is asked a dozen times for each forward
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or _global._global_forward_hooks
+        or _global._global_forward_pre_hooks
+        or _global._global_backward_hooks
+        or _global._global_backward_pre_hooks
     )
 
 

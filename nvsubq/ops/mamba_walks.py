@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.conv import CAUSAL_CONV1D
-from nvsubq.ops.mamba_weights import Joined, MambaWeights, join_last
+from nvsubq.ops.mamba_weights import Joined, MambaWeights, join_last, product
+from nvsubq.ops.native.served import declines
 from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.selective import SELECTIVE_SCAN
 from nvsubq.ops.tracing import traced
@@ -24,28 +25,22 @@ class _Walks:
         order: `[L]`, of all cores.
         reverse: for each core, whether it walks from the end.
         discretization: of the scan.
-        backend: as the user named it.
     """
 
     def __init__(
-        self,
-        dtype: torch.dtype,
-        order: Tensor | None,
-        reverse: tuple[bool, ...],
-        discretization: str,
-        backend: str | None,
+        self, dtype: torch.dtype, order: Tensor | None, reverse: tuple[bool, ...], discretization: str
     ) -> None:
         self.dtype, self.order, self.reverse = dtype, order, reverse
-        self.discretization, self.backend = discretization, backend
+        self.discretization = discretization
 
     def conv(self, tensors: tuple[Any, ...], s: int) -> Any:
         """The convolution's call of core s."""
-        return CAUSAL_CONV1D.prepared(tensors, ("silu", 1), None, self.order, self.reverse[s], self.backend)
+        return CAUSAL_CONV1D.prepared(tensors, ("silu", 1), None, self.order, self.reverse[s], "native")
 
     def scan(self, tensors: tuple[Any, ...], s: int) -> Any:
         """The scan's call of core s."""
         options = True, self.discretization
-        return SELECTIVE_SCAN.prepared(tensors, options, None, self.order, self.reverse[s], self.backend)
+        return SELECTIVE_SCAN.prepared(tensors, options, None, self.order, self.reverse[s], "native")
 
 
 def mamba_walks(
@@ -79,9 +74,9 @@ def mamba_walks(
     Reference: Gu & Dao, Mamba (arXiv:2312.00752).
     """
     dtype = _activations(x, cores)
-    if dtype is None or not _served(x, backend):
+    if dtype is None or not _served(x, cores[0], backend):
         return None
-    walks = _Walks(dtype, order, tuple(reverse), discretization, backend)
+    walks = _Walks(dtype, order, tuple(reverse), discretization)
     inner = [tensor for core in cores for tensor in core[:-1]]  # all but `out_proj`
     last = [core.out_proj for core in cores]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *inner, *last)):
@@ -105,45 +100,51 @@ def _activations(x: Tensor, cores: Sequence[MambaWeights]) -> torch.dtype | None
     return x.dtype if fits else None
 
 
-def _served(x: Tensor, backend: str | None) -> bool:
+def _served(x: Tensor, core: MambaWeights, backend: str | None) -> bool:
     if traced() or torch._C._functorch.peek_interpreter_stack() is not None or x.numel() == 0:
         return False
     device = x.device.type
-    return all(
+    native = all(
         dispatch.concrete(op, backend, device) == "native" for op in ("causal_conv1d", "selective_scan")
     )
+    return native and declines("selective_scan", {"A": core.A_log}) is None  # A has its shape
 
 
 def _run(walks: _Walks, x: Tensor, w: Joined, *, keep: bool) -> tuple[Tensor, list[Any], list[Any]]:
     """Give y `[B, L, S D]`; with `keep` x, xz and each core's x_dbl and states; and each core's calls."""
     batch, length, width = x.shape
-    count = len(walks.reverse)
+    count, D = len(walks.reverse), w.width
     x = x.to(walks.dtype).view(-1, width) if x.is_contiguous() else x.to(walks.dtype).reshape(-1, width)
     xz = torch.mm(x, w.in_proj.t())  # (B L, S 2 D): of every core x and z
-    halves = xz.view(batch, length, 2 * count, -1).unbind(2)
-    y = xz.new_empty(batch, length, count * w.width)
+    halves = xz.view(batch, length, 2 * count, D).unbind(2)
+    y = xz.new_empty(batch, length, count * D)
     kept, calls = [x, xz], []
-    for s, own_y in enumerate(y.view(batch, length, count, -1).unbind(2)):
+    for s, own_y in enumerate(y.view(batch, length, count, D).unbind(2)):
         given = halves[2 * s], *w.conv[s], None
         conv = walks.conv(given, s)
         tables = conv.tables(None, walks.order)
         u = conv.run_forward(given, tables, keep=False, end=False)[0]
-        x_dbl = torch.mm(u.view(-1, w.width), w.x_proj[s].t())
-        tensors = _scan_tensors(w, s, u, x_dbl, halves[2 * s + 1])
+        x_dbl = torch.mm(u.view(-1, D), w.x_proj[s].t())
+        low, B, C = _parts(w, x_dbl, batch, length)
+        delta = torch.mm(low, w.dt_proj[s].t()).view(batch, length, D)
+        tensors = u, delta, w.A[s], B, C, w.D[s], halves[2 * s + 1], w.dt_bias[s], None, None, None, None
         scan = walks.scan(tensors, s)
         saved = scan.run_forward(tensors, tables, keep=keep, end=False, into=own_y)[2]
         kept += [x_dbl, saved]
-        calls.append((conv, scan, tables))
+        calls.append((conv, tables))
     return y, kept, calls
 
 
-def _scan_tensors(w: Joined, s: int, u: Tensor, x_dbl: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
-    """Those of core s, of which delta is made here."""
-    low, B, C = x_dbl.split(w.splits, dim=-1)
-    batch, length, width = u.shape
-    delta = torch.mm(low, w.dt_proj[s].t()).view(batch, length, width)
-    B, C = B.unflatten(0, (batch, length)), C.unflatten(0, (batch, length))
-    return u, delta, w.A[s], B, C, w.D[s], z, w.dt_bias[s], None, None, None, None
+def _parts(w: Joined, x_dbl: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x_dbl, or its gradient, d `[B L, R + padding]`, B and C `[B, L, N]`."""
+    columns, N, first = w.columns, w.states, x_dbl.storage_offset()
+    rank = columns - 2 * N
+    shape, strides = (batch, length, N), (length * columns, columns, 1)
+    return (  # half the host's time of split and view
+        x_dbl.as_strided((batch * length, rank), (columns, 1), first),
+        x_dbl.as_strided(shape, strides, first + rank),
+        x_dbl.as_strided(shape, strides, first + rank + N),
+    )
 
 
 class _Inner(torch.autograd.Function):
@@ -155,85 +156,71 @@ class _Inner(torch.autograd.Function):
     ):
         w = Joined(cores, walks.dtype)
         y, kept, calls = _run(walks, x, w, keep=True)
-        ctx.save_for_backward(*kept, *tensors)
-        ctx.weights, ctx.calls, ctx.shape, ctx.dtype = w, calls, x.shape, x.dtype
+        # Of the weights those that the backward reads as they are: that they have not changed is checked.
+        exact = [t for core in cores for t in (core.conv_weight, core.conv_bias, core.dt_bias, core.D)]
+        ctx.save_for_backward(*kept, *exact)
+        ctx.walks, ctx.weights, ctx.calls = walks, w, calls
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        ctx.dtypes = [None if t is None else t.dtype for t in cores[0][:-1]]
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_y: Tensor):  # type: ignore[override]
-        w, (batch, length, width), count = ctx.weights, ctx.shape, len(ctx.calls)
+        w, (batch, length, _), count = ctx.weights, ctx.shape, len(ctx.calls)
         x, xz, *rest = ctx.saved_tensors
-        tensors = rest[2 * count :]
-        halves = xz.view(batch, length, 2 * count, -1).unbind(2)
+        halves = xz.view(batch, length, 2 * count, w.width).unbind(2)
         d_x: Any = None
-        d_in_proj = w.in_proj.new_empty(2 * count, w.width, width)
-        into, weights = d_in_proj.unbind(), w.in_proj.view_as(d_in_proj).unbind()
-        d_x_proj, d_dt_proj = (g.new_empty(count, *g.shape) for g in (w.x_proj[0], w.dt_proj[0]))
-        others = []
-        for s, own_d_y in enumerate(d_y.view(batch, length, count, -1).unbind(2)):
-            x_dbl, saved = rest[2 * s : 2 * s + 2]
-            cells = halves[2 * s], halves[2 * s + 1], own_d_y, x_dbl
-            d_halves, more = _walk_back(w, s, ctx.calls[s], cells, saved, (d_x_proj[s], d_dt_proj[s]))
-            others.append(more)
-            for h in (2 * s, 2 * s + 1):
-                d = d_halves.pop(0)
-                torch.mm(d.t(), x, out=into[h])
-                if ctx.needs_input_grad[2]:
-                    d_x = d_x.addmm_(d, weights[h]) if h else torch.mm(d, weights[h])
-            del d  # as large as an activation: the next core's take its place
-        d_x_proj, d_dt_proj = w.without_padding(d_x_proj, d_dt_proj)
-        named = dict(zip(MambaWeights._fields, tensors, strict=False))  # of the first core, but `out_proj`
-        shared = (
-            d_in_proj.to(named["in_proj"].dtype).view(count, -1, width),
-            d_x_proj.to(named["x_proj"].dtype),
-            d_dt_proj.to(named["dt_proj"].dtype),
-        )
         grads: list[Tensor | None] = []
-        for d_in, d_low, d_dt, more in zip(*(g.unbind() for g in shared), others, strict=True):
-            d_weight, d_bias, *last = more
-            found = d_in, d_weight[:, None], d_bias, d_low, d_dt, *last
+        for s, own_d_y in enumerate(d_y.view(batch, length, count, w.width).unbind(2)):
+            cells = halves[2 * s], halves[2 * s + 1], own_d_y, *rest[2 * s : 2 * s + 2]
+            d_xz, more = _walk_back(ctx, s, cells)
+            found = product(d_xz.t(), x, ctx.dtypes[0]), *more
             grads += [
-                g if g is None or g.dtype == t.dtype else g.to(t.dtype)
-                for g, t in zip(found, named.values(), strict=False)
+                g if g is None or g.dtype == dtype else g.to(dtype)
+                for g, dtype in zip(found, ctx.dtypes, strict=True)
             ]
+            if ctx.needs_input_grad[2]:
+                own = w.own_in_proj[s]
+                d_x = torch.mm(d_xz, own) if d_x is None else d_x.addmm_(d_xz, own)
+            del d_xz  # as large as two activations: the next core's takes its place
         return None, None, None if d_x is None else d_x.view(ctx.shape).to(ctx.dtype), *grads
 
 
 def _walk_back(
-    w: Joined,
-    s: int,
-    calls: tuple[Any, ...],
-    cells: tuple[Tensor, Tensor, Tensor, Tensor],
-    saved: Tensor | None,
-    into: tuple[Tensor, Tensor],
-) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
-    """Gradients of core s's x and z, in rows of cells; of its convolution, dt_bias, A_log and D.
+    ctx: Any, s: int, cells: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Gradients of core s's x and z `[B L, 2D]`; of its weights between `in_proj` and `out_proj`.
 
-    `cells`: x, z, the cotangent of y, x_dbl. `into`: where gradients of `x_proj` and `dt_proj` go.
+    `cells`: x, z, the cotangent of y, x_dbl, the scan's states.
     """
-    conv, scan, tables = calls
-    inputs, z, d_y, x_dbl = cells
-    d_x_proj, d_dt_proj = into
+    w, walks, (conv, tables) = ctx.weights, ctx.walks, ctx.calls[s]
+    inputs, z, d_y, x_dbl, saved = cells
+    (batch, length, _), D = inputs.shape, w.width
     given = inputs, *w.conv[s], None
     u = conv.run_forward(given, tables, keep=False, end=False)[0]
-    rows = u.view(-1, w.width)
-    tensors = _scan_tensors(w, s, u, x_dbl, z)
+    low, B, C = _parts(w, x_dbl, batch, length)
+    # Delta lies where the gradient of x will: it is not needed any more when that is made.
+    d_xz = u.new_empty(batch * length, 2 * D)
+    shape, strides = inputs.shape, (length * 2 * D, 2 * D, 1)
+    left, d_z = d_xz.as_strided(shape, strides), d_xz.as_strided(shape, strides, D)
+    torch.mm(low, w.dt_proj[s].t(), out=d_xz.as_strided((batch * length, D), strides[1:]))
+    tensors = u, left, w.A[s], B, C, w.D[s], z, w.dt_bias[s], None, None, None, None
     d_x_dbl = torch.empty_like(x_dbl)
-    d_low, d_B, d_C = d_x_dbl.split(w.splits, dim=-1)
-    to = {"B": d_B.unflatten(0, u.shape[:2]), "C": d_C.unflatten(0, u.shape[:2])}
-    found = scan.run_backward(d_y, None, saved, tensors, tables, to)
-    d_u, d_delta, d_A, _, _, d_D, d_z, d_bias = found[:8]
-    del tensors, found  # and with them delta
-    d_delta, d_rows = d_delta.view(-1, w.width), d_u.view(-1, w.width)
+    d_low, d_B, d_C = _parts(w, d_x_dbl, batch, length)
+    scan = walks.scan(tensors, s)
+    found = scan.run_backward(d_y, None, saved, tensors, tables, {"B": d_B, "C": d_C, "z": d_z})
+    d_u, d_delta, d_A, _, _, d_D, _, d_bias = found[:8]
+    del tensors, found
+    d_delta, d_rows = d_delta.view(-1, D), d_u.view(-1, D)
     torch.mm(d_delta, w.dt_proj[s], out=d_low)
-    torch.mm(d_delta.t(), x_dbl[:, : w.splits[0]], out=d_dt_proj)
+    d_dt_proj = product(d_delta.t(), low, ctx.dtypes[4])
     del d_delta
-    torch.mm(d_x_dbl.t(), rows, out=d_x_proj)
+    d_x_proj = product(d_x_dbl.t(), u.view(-1, D), ctx.dtypes[3])
     d_rows.addmm_(d_x_dbl, w.x_proj[s])
-    d_inputs, d_weight, d_conv_bias, _ = conv.run_backward(d_u, None, None, given, tables)
-    d_halves = [d_inputs.view(-1, w.width), d_z.view(-1, w.width)]
-    return d_halves, (d_weight, d_conv_bias, d_bias, d_A.mul_(w.A[s]), d_D)
+    _, d_weight, d_conv_bias, _ = conv.run_backward(d_u, None, None, given, tables, {"x": left})
+    d_low_weights = w.without_padding(d_x_proj, d_dt_proj)
+    return d_xz, (d_weight[:, None], d_conv_bias, *d_low_weights, d_bias, d_A.mul_(w.A[s]), d_D)
 
 
 class _Sum(torch.autograd.Function):
@@ -252,5 +239,6 @@ class _Sum(torch.autograd.Function):
         y, joined = ctx.saved_tensors
         rows = d_out.reshape(-1, d_out.shape[-1])
         d_y = torch.mm(rows, joined).view_as(y)
-        d_joined = torch.mm(rows.t(), y.view(-1, y.shape[-1])).to(ctx.dtype)
-        return d_y, *(g.contiguous() for g in d_joined.chunk(len(ctx.needs_input_grad) - 1, dim=1))
+        turned, count = rows.t(), len(ctx.needs_input_grad) - 1
+        own = y.view(rows.shape[0], count, -1).unbind(1)
+        return d_y, *(product(turned, cells, ctx.dtype) for cells in own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class MambaWeights(NamedTuple):
 
 
 class Joined:
-    """The weights of S cores, each kind side by side and cast once for forward and backward.
+    """The weights of S cores, cast once for forward and backward.
 
     Args:
         cores: their weights.
@@ -41,51 +41,59 @@ class Joined:
 
     def __init__(self, cores: Sequence[MambaWeights], dtype: torch.dtype) -> None:
         first = cores[0]
-        self.width, self.rank = first.dt_proj.shape
-        self.states = first.A_log.shape[1]
-        self.padding = -self.rank % _ALIGNED  # columns of zeros after those of d
-        S, D, R, dense = len(cores), self.width, self.rank, self.rank + self.padding
-        self.in_proj = _cast([core.in_proj for core in cores], dtype)  # [S 2D, C]
-        x_proj, dt_proj = [core.x_proj for core in cores], [core.dt_proj for core in cores]
-        if self.padding:
-            x_zeros, dt_zeros = (
-                first.x_proj.new_zeros(self.padding, D),
-                first.dt_proj.new_zeros(D, self.padding),
-            )
-            x_proj = [part for weight in x_proj for part in (weight[:R], x_zeros, weight[R:])]
-            dt_proj = [torch.cat([weight, dt_zeros], dim=1) for weight in dt_proj]
-        self.x_proj = _cast(x_proj, dtype).view(S, -1, D).unbind()  # [R + padding + 2N, D] each
-        self.dt_proj = _cast(dt_proj, dtype).view(S, D, dense).unbind()
+        self.width, self.rank = D, R = tuple(first.dt_proj.shape)
+        N = self.states = first.A_log.shape[1]
+        self.padding = -R % _ALIGNED  # columns of zeros after those of d
+        dense, C = R + self.padding, first.in_proj.shape[1]
+        self.columns = dense + 2 * N  # of x_dbl: d and zeros, B, C
+        count, sizes = len(cores), (2 * D * C, self.columns * D, D * dense)
+        make = first.in_proj.new_zeros if self.padding else first.in_proj.new_empty
+        every, low, dt = make(count * sum(sizes), dtype=dtype).split([count * size for size in sizes])
+        self.in_proj = every.view(-1, C)  # [S 2D, C], of every core x and z
+        self.own_in_proj = self.in_proj.view(count, 2 * D, C).unbind()
+        self.x_proj = low.view(count, self.columns, D).unbind()
+        self.dt_proj = dt.view(count, D, dense).unbind()
+        to, given = [*self.own_in_proj], [core.in_proj for core in cores]
+        for core, x_proj, dt_proj in zip(cores, self.x_proj, self.dt_proj, strict=True):
+            if self.padding:
+                to += [x_proj[:R], x_proj[dense:]]
+                given += [core.x_proj[:R], core.x_proj[R:]]
+                dt_proj[:, :R].copy_(core.dt_proj)
+            else:
+                to += [x_proj, dt_proj]
+                given += [core.x_proj, core.dt_proj]
+        torch._foreach_copy_(to, given)
         exact = accumulation_dtype(first.A_log)
         self.conv = [(core.conv_weight.squeeze(1), core.conv_bias) for core in cores]
-        self.A = [_exactly(core.A_log, exact).exp().neg_() for core in cores]
+        self.A: Any = torch._foreach_exp([_exactly(core.A_log, exact) for core in cores])
+        torch._foreach_neg_(self.A)
         self.D = [_exactly(core.D, exact) for core in cores]
         self.dt_bias = [_exactly(core.dt_bias, exact) for core in cores]
 
-    @property
-    def splits(self) -> tuple[int, int, int]:
-        """Columns of x_dbl: d and zeros, B, C."""
-        return self.rank + self.padding, self.states, self.states
-
     def without_padding(self, d_x_proj: Tensor, d_dt_proj: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients `[S, R + padding + 2N, D]` and `[S, D, R + padding]` in the shapes of the layers."""
+        """Gradients `[R + padding + 2N, D]` and `[D, R + padding]` in the shapes of the layers."""
         if not self.padding:
             return d_x_proj, d_dt_proj
         R = self.rank
-        rows = torch.cat([d_x_proj[:, :R], d_x_proj[:, R + self.padding :]], dim=1)
-        return rows, d_dt_proj[..., :R].contiguous()
-
-
-def _cast(tensors: list[Tensor], dtype: torch.dtype, dim: int = 0) -> Tensor:
-    """They beside each other in `dtype`."""
-    shape = list(tensors[0].shape)
-    shape[dim] = sum([tensor.shape[dim] for tensor in tensors])
-    return torch.cat(tensors, dim=dim, out=tensors[0].new_empty(shape, dtype=dtype))
+        return torch.cat([d_x_proj[:R], d_x_proj[R + self.padding :]]), d_dt_proj[:, :R].contiguous()
 
 
 def join_last(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """`out_proj` of all cores, `[C, S D]`."""
-    return _cast(list(weights), dtype, dim=1)
+    C, D = weights[0].shape
+    return torch.cat(list(weights), dim=1, out=weights[0].new_empty(C, len(weights) * D, dtype=dtype))  # type: ignore[no-any-return]
+
+
+_CASTS = "dtype" in torch.ops.aten.mm.overloads()  # torch >= 2.8
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Their product as the gradient of a weight of this dtype: not rounded on the way where torch can."""
+    if left.dtype == dtype:
+        return torch.mm(left, right)
+    if _CASTS and dtype == torch.float32 and left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(left, right, out_dtype=dtype)  # type: ignore[no-any-return]
+    return torch.mm(left, right).to(dtype)
 
 
 def _exactly(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -169,6 +170,18 @@ def test_a_mixer_walks_both_ways_together(scan: str, autocast: bool, monkeypatch
     for i, (got, want) in enumerate(zip(together, run(), strict=True)):
         assert got.dtype == want.dtype
         assert_close(f"output {i}", got, want.double(), tolerance=2e-2 if autocast else 1e-4)
+
+
+@pytest.mark.gpu
+def test_more_states_than_the_kernel_takes_walk_one_after_the_other() -> None:
+    mixer = NDMixer(Mamba, d_model=16, bidirectional=True).cuda()
+    wide = NDMixer(partial(Mamba, d_state=257), d_model=16, bidirectional=True).cuda()
+    x = torch.randn(1, 6, 16, device="cuda", requires_grad=True)
+    both = (None, (False, True))
+    assert mixer.core_layer.walk_with(mixer.core_layer_rev, x, *both) is not None
+    assert wide.core_layer.walk_with(wide.core_layer_rev, x, *both) is None
+    wide(x).sum().backward()
+    assert x.grad is not None
 
 
 @pytest.mark.gpu
