@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -39,6 +40,22 @@ def check_config(config: DictConfig) -> None:
         node["save_dir"] = "."
     validate(copy)
     _check_plain(config)
+    _check_loggers(config)
+
+
+LOGGERS = {"TensorBoardLogger": ("tensorboard", "tensorboardX"), "WandbLogger": ("wandb",)}
+"""Packages that Lightning's loggers need, any one of them; they are imported when a run uses them."""
+
+
+def _check_loggers(config: DictConfig) -> None:
+    """A logger whose package is missing is known before any data is read."""
+    for name, node in (config.get("logger") or {}).items():
+        packages = LOGGERS.get(str(node.get("_target_")).rsplit(".", 1)[-1], ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            raise ConfigError(
+                f"`logger` (={name}) needs the package {packages[0]!r}, which is not installed: "
+                f"pip install {packages[0]}"
+            )
 
 
 def _check_plain(config: DictConfig) -> None:
@@ -50,6 +67,17 @@ def _check_plain(config: DictConfig) -> None:
         raise ConfigError(f"`threads` (={threads!r}) must be null or an integer of at least 1.")
     if config.test_with not in ("best", "last", None):
         raise ConfigError(f"`test_with` (={config.test_with!r}) must be best, last or null.")
+    if not isinstance(config.get("resume", True), bool):
+        raise ConfigError(f"`resume` (={config.resume!r}) must be true or false.")
+    every_s, every_steps = (config.checkpoint.get(key) for key in ("every_s", "every_steps"))
+    number = isinstance(every_s, (int, float)) and not isinstance(every_s, bool)
+    if every_s is not None and not (number and every_s > 0):
+        raise ConfigError(f"`checkpoint.every_s` (={every_s!r}) must be null or a number above 0.")
+    whole = isinstance(every_steps, int) and not isinstance(every_steps, bool)
+    if every_steps is not None and not (whole and every_steps >= 1):
+        raise ConfigError(
+            f"`checkpoint.every_steps` (={every_steps!r}) must be null or an integer of at least 1."
+        )
     patience = config.early_stopping.patience
     if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 0):
         raise ConfigError(
