@@ -195,7 +195,7 @@ class _Training:
                 min_delta=config.early_stopping.min_delta,
             )
             callbacks.append(self.stopping)
-        callbacks += [instantiate(node) for node in (config.get("callbacks") or {}).values()]
+        callbacks += self._watching()
         if config.metrics_csv:
             earlier = self.resume.parent.parent / "metrics.csv" if self.resume is not None else None
             callbacks.append(MetricsFile(self.folder / "metrics.csv", earlier))
@@ -206,14 +206,27 @@ class _Training:
         hparams = OmegaConf.to_container(config, resolve=True)
         for logger in loggers:
             logger.log_hyperparams(hparams)
-        return instantiate(
-            config.trainer,
+        return self._checked_trainer(
             callbacks=callbacks,
             logger=loggers or False,
             enable_checkpointing=True,
             enable_model_summary=False,
             default_root_dir=str(self.folder),
         )
+
+    def _watching(self) -> list[Any]:
+        built = {name: instantiate(node) for name, node in (self.config.get("callbacks") or {}).items()}
+        for name, callback in built.items():
+            if not isinstance(callback, L.Callback):
+                kind = type(callback).__name__
+                raise ConfigError(f"`callbacks.{name}` builds a {kind}, which is no lightning.Callback.")
+        return list(built.values())
+
+    def _checked_trainer(self, **late: Any) -> L.Trainer:
+        try:
+            return instantiate(self.config.trainer, **late)
+        except TypeError as error:  # Lightning's, of an option of a wrong type
+            raise ConfigError(f"`trainer`: {error}") from error
 
     def fit(self) -> None:
         """Trains."""

@@ -77,13 +77,16 @@ class PhaseTimes(Callback):
         self.synchronize = synchronize
         self._seconds = dict.fromkeys(self.PHASES, 0.0)
         self._since = 0.0
-        self._checkpoints = 0.0
+        self._written = self._seen = self._checkpoints = 0.0
 
     def _close(self, phase: str | None) -> None:
         """Ends a phase and begins the next."""
         if self.synchronize:
             _wait()
         now = time.perf_counter()
+        if phase == "data":  # a checkpoint was written at the end of the batch before
+            self._since += self._written - self._seen
+        self._seen = self._written
         if phase is not None:
             self._seconds[phase] += now - self._since
         self._since = now
@@ -100,6 +103,7 @@ class PhaseTimes(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """The batch is there."""
+        self._written = _written(trainer)
         self._close("data")
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -126,7 +130,7 @@ class PhaseTimes(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs them, and begins anew."""
-        written = sum(getattr(callback, "seconds", 0.0) for callback in trainer.checkpoint_callbacks)
+        written = _written(trainer)
         figures = {f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()}
         figures["time/checkpoint_s"] = written - self._checkpoints
         for name, seconds in figures.items():
@@ -174,6 +178,11 @@ class GradientNorm(Callback):
         where: Any = {"on_step": False, "on_epoch": True, "batch_size": 1}
         pl_module.log("gradient/norm", norm, **where)
         pl_module.log("gradient/norm_max", norm, reduce_fx="max", **where)
+
+
+def _written(trainer: L.Trainer) -> float:
+    """Seconds that checkpoints have cost so far."""
+    return sum(getattr(callback, "seconds", 0.0) for callback in trainer.checkpoint_callbacks)
 
 
 def _positive(name: str, value: Any) -> int:

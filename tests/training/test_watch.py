@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -32,23 +33,24 @@ def run(root: Path, *overrides: str) -> Path:
 
 
 def test_all_callbacks(tmp_path):
-    folder = run(
-        tmp_path, "callbacks=all", "checkpoint.every_steps=3", "callbacks.throughput.every_n_steps=4"
-    )
+    start = time.perf_counter()
+    options = ("checkpoint.every_steps=3", "callbacks.throughput.every_n_steps=4")
+    folder = run(tmp_path, "callbacks=all", *options)
+    seconds = time.perf_counter() - start
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     assert len(rows) == 2
     for row in rows:
         phases = [row[f"time/{phase}_s"] for phase in ("data", "forward", "backward", "step")]
         assert min(phases) > 0
-        # Training's phases and the checkpoints within the epoch are what the epoch took.
-        assert sum(phases) <= row["epoch_s"] * 1.05 + 0.05
         assert row["time/validation_s"] > 0
         assert row["time/checkpoint_s"] > 0
         assert 0 < row["gradient/norm"] <= row["gradient/norm_max"] * (1 + 1e-6)
         assert 0 < row["state/norm"] <= row["state/norm_max"] * (1 + 1e-6)
         assert row["throughput/cells_per_s"] == pytest.approx(64 * row["throughput/items_per_s"], rel=1e-5)
         assert row["memory/peak_bytes"] > 2**20
+    # No second counts for two phases.
+    assert sum(value for row in rows for key, value in row.items() if key.startswith("time/")) < seconds
 
 
 def test_watching_changes_no_bit(tmp_path):
