@@ -17,7 +17,7 @@ def _allocate() -> bytes:
 
 
 def _fill() -> None:
-    held = [bytearray(os.urandom(2**20)) * 300 for _ in range(5)]
+    held = [bytearray(os.urandom(2**20)) * 300 for _ in range(10)]
     raise ValueError(f"{len(held)} GiB and more held")
 
 
