@@ -16,7 +16,7 @@ def _allocate() -> bytes:
 
 
 def _fill() -> None:
-    held = [b"x" * (300 * 2**20) for _ in range(10)]
+    held = [b"x" * (400 * 2**20) for _ in range(6)]
     raise ValueError(f"{len(held)} GiB and more held")
 
 

@@ -64,11 +64,13 @@ def _run(name: str, call: Callable[[], Any], noted: list[str], folder: Path) -> 
     code: Any = None
     with _captured() as text:
         try:
-            code = call()
+            try:
+                code = call()
+            finally:  # inside: the alarm may come while an error is on its way
+                signal.setitimer(signal.ITIMER_REAL, 0)
         except BaseException as error:
             kind, message = type(error).__name__, str(error)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             faulthandler.cancel_dump_traceback_later()
     return {
         "name": name,

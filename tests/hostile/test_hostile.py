@@ -70,7 +70,7 @@ def test_guard_notices(tmp_path):
     for name, text in {
         "accepted": "was accepted",
         "allocates": "raised MemoryError",
-        "fills memory": "raised MemoryError",
+        "fills memory": ("raised MemoryError", "raised Hung"),  # whichever limit a busy machine meets first
         "runs code": "caused ['subprocess.Popen'",
         "hangs": "raised Hung",
         "writes outside": "left ['escaped'] outside",
