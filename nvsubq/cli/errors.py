@@ -32,6 +32,8 @@ TRAIN_EXTRA = (
 )
 """Modules that the extra `train` installs."""
 
+_NO_MEMORY = re.compile(r"you tried to allocate \d+ bytes|Storage size calculation overflowed.*")
+
 OPTIONS = "Available options in "
 
 
@@ -89,6 +91,9 @@ def _special(error: BaseException) -> str | None:
         return str(error).strip()
     if module == "omegaconf":
         return str(error).strip().splitlines()[0] + _key_of(str(error))
+    if isinstance(error, MemoryError) or (kind == "RuntimeError" and _NO_MEMORY.search(str(error))):
+        found = _NO_MEMORY.search(str(error))
+        return f"there is not enough memory{': ' + found.group(0) if found else ''}."
     if isinstance(error, FloatingPointError):
         return str(error)
     return None

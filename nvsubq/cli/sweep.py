@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from nvsubq.lazy_config import ConfigError
 
@@ -38,6 +39,19 @@ class SweepRefused(BaseException):
 
 class SweepTable(Callback):
     """Hydra's hooks around a sweep; named in ``configs/hydra/default.yaml``."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Checks the run's name before Hydra makes a folder of it.
+
+        Raises:
+            SweepRefused: it is a path.
+        """
+        from nvsubq.training.run_name import check_name
+
+        try:
+            check_name(config.name)
+        except (ConfigError, OmegaConfBaseException) as error:
+            raise SweepRefused(error) from None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Checks the configs of all jobs, so that a sweep dies before any data is read.

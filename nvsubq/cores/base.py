@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -181,9 +182,22 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     return found
 
 
+LARGEST = 2**31 - 1
+
+
 def check_at_least(low: float, **values: float) -> None:
-    """Raise ValueError for the first keyword whose value is below `low`."""
+    """Raise ValueError for the first keyword whose value is below `low`, or is no number.
+
+    Where `low` is an integer the values are sizes: integers that the kernels can count with.
+    """
     for name, value in values.items():
+        whole = isinstance(low, int)
+        number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(
+            value, bool
+        )
+        if not number or not value <= LARGEST:
+            kind = "an integer" if whole else "a number"
+            raise ValueError(f"`{name}` (={value!r}) must be {kind} of at most {LARGEST}.")
         if value < low:
             raise ValueError(f"`{name}` (={value}) must be at least {low}.")
 

@@ -125,7 +125,7 @@ class Mamba2(LTV_LRNN):
             raise ValueError(f"`dt_limit` (={self.dt_limit}) must not be negative.")
         self.conv_init, self.chunk_size = conv_init, chunk_size
         if conv_init is not None:
-            check_at_least(0, conv_init=conv_init)
+            check_at_least(0.0, conv_init=conv_init)
         self.use_fast_path = self.use_mem_eff_path = use_mem_eff_path
         self.layer_idx = layer_idx
 

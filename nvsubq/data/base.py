@@ -26,6 +26,29 @@ class LateLoader(DataLoader):
         yield from super().__iter__()
 
 
+class TrainLoader(LateLoader):
+    """A LateLoader over an `EpochSampler` that knows how far the epoch is, so that a training can stop and
+    go on between any two batches. Batches that workers have made ahead do not count: they are made again.
+    """
+
+    sampler: EpochSampler
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._taken = self.sampler.position // self.batch_size  # type: ignore[operator]
+        for batch in super().__iter__():
+            self._taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and items taken from it; Lightning saves them with a checkpoint."""
+        items = getattr(self, "_taken", 0) * self.batch_size  # type: ignore[operator]
+        return self.sampler.state_dict(min(items, self.sampler.num_samples))
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next pass goes on from there."""
+        self.sampler.load_state_dict(state)
+
+
 class DataModule(L.LightningDataModule):
     """A LightningDataModule whose batches depend on `(seed, epoch, index)` alone.
 
@@ -108,7 +131,7 @@ class DataModule(L.LightningDataModule):
         return self._loader(self.dataset("test"), self.eval_batch_size)
 
     def _loader(self, data: Dataset, batch_size: int, sampler: EpochSampler | None = None) -> DataLoader:
-        return LateLoader(
+        return (LateLoader if sampler is None else TrainLoader)(
             data,
             batch_size=batch_size,
             sampler=sampler,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,24 @@ def image_shape(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """What Pillow reads by itself: for PostScript it would start another program."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """An image file; whatever goes wrong with it inside the block is a `DataError` that names it."""
     from PIL import Image, UnidentifiedImageError
 
+    if path.exists() and not path.is_file():  # opening a pipe waits for ever
+        raise DataError(f"{path} is not a file.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             yield image
     except DataError:
         raise

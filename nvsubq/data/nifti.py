@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,12 @@ def open_nifti(path: Path) -> Any:
         DataError: the file is missing, no NIfTI, empty, or not 3-D or 4-D.
     """
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
 
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     try:
         file = nibabel.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # gzip, zlib, numpy and nibabel errors share no base class
         raise DataError(f"{path} cannot be read as NIfTI: {error}") from error
     if not isinstance(file, nibabel.Nifti1Image):
         raise DataError(
@@ -82,7 +81,22 @@ def open_nifti(path: Path) -> Any:
         raise DataError(
             f"{path} has shape {file.shape}; allowed are 3-D, and 4-D with channels last, not empty."
         )
+    _check_bytes(file, path)
     return file
+
+
+DENSEST = 1032
+"""Bytes that one byte of gzip can stand for at most."""
+
+
+def _check_bytes(file: Any, path: Path) -> None:
+    """A header can claim more voxels than its file can hold: no memory is asked for them."""
+    claimed = math.prod(file.shape) * file.get_data_dtype().itemsize
+    held = path.stat().st_size * (DENSEST if path.name.endswith(".gz") else 1)
+    if claimed > held:
+        raise DataError(
+            f"{path} claims {claimed} bytes of voxels (shape {file.shape}); it can hold {held} at most."
+        )
 
 
 def orientation_of(file: Any, path: Path) -> np.ndarray:
@@ -93,6 +107,8 @@ def orientation_of(file: Any, path: Path) -> np.ndarray:
     """
     from nibabel.orientations import io_orientation
 
+    if not np.isfinite(file.affine).all():
+        raise DataError(f"{path} has an affine that is not finite: {file.affine.tolist()}.")
     orientation = io_orientation(file.affine)
     if np.isnan(orientation).any():
         raise DataError(f"{path} has an affine that maps an axis to nothing: {file.affine.tolist()}.")

@@ -93,6 +93,12 @@ class EpochSampler(DistributedSampler):
         for index in mine[start:]:
             yield epoch, int(index)
 
+    def set_epoch(self, epoch: int) -> None:
+        """The next pass is that of `epoch`; a position that was loaded for another one is dropped."""
+        if epoch != self.epoch:
+            self.position = 0
+        super().set_epoch(epoch)
+
     def state_dict(self, taken: int) -> dict[str, int]:
         """The position after `taken` items of this epoch; only their consumer knows, as workers run ahead."""
         return {"epoch": self.epoch, "position": int(taken)}

@@ -23,7 +23,7 @@ from nvsubq.lazy_config.plan import Call, ConfigError, Problem, build, error_of,
 from nvsubq.lazy_config.reader import Reader, full_key
 from nvsubq.lazy_config.signature import ARGS, FOREIGN_TARGET, PARTIAL, SPECIAL, TARGET, Signature, wrong_name
 from nvsubq.lazy_config.targets import TargetError
-from nvsubq.lazy_config.yaml_text import dump, is_scalar
+from nvsubq.lazy_config.yaml_text import check_size, dump, is_scalar
 
 __all__ = [
     "PLACEHOLDER",
@@ -250,6 +250,7 @@ def from_yaml(text_or_path: str | os.PathLike[str]) -> DictConfig | ListConfig:
         source = os.fspath(text)
         text = Path(source).read_text(encoding="utf-8")
     try:
+        check_size(text)
         if is_scalar(text):
             raise ConfigError(f"{text.strip()!r} is neither an existing file nor a mapping or list in YAML.")
         return create(OmegaConf.create(text), f"from_yaml: {source}")
@@ -257,6 +258,10 @@ def from_yaml(text_or_path: str | os.PathLike[str]) -> DictConfig | ListConfig:
         raise ConfigError(f"{source} is not YAML that a config may use: {error}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {str(error).splitlines()[0]}", str(error.full_key or "")) from error
+    except ConfigError:
+        raise
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits, a date that is none
+        raise ConfigError(f"{source} holds a value that cannot be read: {error}") from error
 
 
 def _read(

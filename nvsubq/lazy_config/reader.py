@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from nvsubq.lazy_config import targets
-from nvsubq.lazy_config.plan import Call, Problem
+from nvsubq.lazy_config.plan import Call, Problem, error_of
 from nvsubq.lazy_config.signature import (
     ARGS,
     CONVERT,
@@ -28,6 +28,7 @@ from nvsubq.lazy_config.signature import (
     wrong_name,
 )
 from nvsubq.lazy_config.targets import TargetError
+from nvsubq.lazy_config.yaml_text import FOLLOWED
 
 _STAYED = (
     "none of these is near an argument of {name}: `_target_` was probably edited while\n"
@@ -46,6 +47,7 @@ class Reader:
     def __init__(self, late: Mapping[str, Collection[str]]) -> None:
         self.problems: list[Problem] = []
         self._late = late
+        self._count = 0
         self._open: list[Any] = []  # the containers around this one: a reference back to one has no end
 
     def read(self, value: Any, key: str, *, partial: bool | None = None) -> Any:
@@ -59,6 +61,16 @@ class Reader:
     def _within(self, value: Any, key: str, mapping: Callable[..., Any], entry: Callable[..., Any]) -> Any:
         if not isinstance(value, (DictConfig, ListConfig)):
             return value
+        self._count += len(value)
+        if self._count > FOLLOWED:
+            raise error_of(
+                [
+                    Problem(
+                        "config",
+                        (f"holds more than {FOLLOWED:,} values when its interpolations are followed.",),
+                    )
+                ]
+            )
         if any(value is container for container in self._open):
             self._report("config", [f"'{full_key(value)}' contains itself by an interpolation."], key, value)
             return None

@@ -24,6 +24,23 @@ _DEFAULT = ("nvsubq.*", "torch.nn.*", "torch.optim.*", "lightning.*", "torchmetr
 # Extras of nvsubq that bring a package of the list, or one that `nvsubq train` adds to it.
 _EXTRAS = {"mamba_ssm": "cuda", "lightning": "train", "torchmetrics": "train", "monai": "monai"}
 _REFUSED = ("nvsubq.lazy_config.", "nvsubq._")  # the code of the policy: a config must not widen it
+# Below the list's packages, what runs other code, unpickles or writes files: commands and file helpers.
+_COMMANDS = (
+    "nvsubq.cli.",
+    "nvsubq.bench.",
+    "nvsubq.training.durable.",
+    "nvsubq.training.run_folder.",
+    "nvsubq.training.unfinished.",
+    "nvsubq.models.save_pretrained.",
+    "nvsubq.models.pretrained.save_pretrained.",
+    "lightning.pytorch.cli.",
+    "lightning.pytorch.core.saving.",
+    "lightning.pytorch.utilities.",
+    "lightning.fabric.cli.",
+    "lightning.fabric.utilities.",
+    "mamba_ssm.utils.",
+)
+_UNPICKLERS = ("lightning.", "load_from_checkpoint"), ("mamba_ssm.", "from_pretrained")
 
 # A tuple that is replaced, never changed: no method call on the policy, found by some path, can add to it.
 _policy: tuple[str, ...] = _DEFAULT
@@ -151,6 +168,12 @@ def is_allowed_text(path: str) -> bool:
 def _check_not_refused(path: str) -> None:
     if f"{path}.".startswith(_REFUSED):
         raise TargetError(f"{path!r} belongs to the config layer itself and is never a target.")
+    # An entry that names it exactly is the user's word.
+    if path in policy():
+        return
+    unpickles = any(path.startswith(package) and path.endswith(f".{name}") for package, name in _UNPICKLERS)
+    if f"{path}.".startswith(_COMMANDS) or unpickles:
+        raise TargetError(f"{path!r} runs, unpickles or writes what a config must not.\n{_how_to(path)}")
 
 
 def _check_text(path: str) -> None:

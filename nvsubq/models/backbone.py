@@ -243,6 +243,9 @@ def no_weight_decay(model: nn.Module) -> set[str]:
     return marked
 
 
+MOST_BLOCKS = 10_000
+
+
 def _stages(depths: Sequence[int], dims: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     for name, values in (("depths", depths), ("dims", dims)):
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
@@ -252,6 +255,8 @@ def _stages(depths: Sequence[int], dims: Sequence[int]) -> tuple[tuple[int, ...]
             f"`depths` (={list(depths)}) and `dims` (={list(dims)}) must have one entry for each stage."
         )
     blocks = tuple(check_positive("depths", depth) for depth in depths)
+    if sum(blocks) > MOST_BLOCKS:
+        raise ValueError(f"`depths` (={list(depths)}) must be {MOST_BLOCKS} blocks at most.")
     return blocks, tuple(check_positive("dims", dim) for dim in dims)
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -90,6 +91,7 @@ def from_pretrained(folder: str | Path, *, device: torch.device | str = "cpu") -
     Raises:
         FileNotFoundError: `folder` lacks one of the two files.
         ConfigError: the config names what is not allowed, or does not build a module.
+        ValueError: the weights are no safetensors file.
         RuntimeError: the weights are another model's.
 
     Example:
@@ -114,7 +116,10 @@ def from_pretrained(folder: str | Path, *, device: torch.device | str = "cpu") -
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{folder / CONFIG} builds a {type(model).__name__}, not a module.")
     model = model.to(device)
-    load_model(model, str(folder / WEIGHTS), device=str(device))
+    try:
+        load_model(model, str(folder / WEIGHTS), device=str(device))
+    except SafetensorError as error:  # a pickle under that name, too: it is not read as one
+        raise ValueError(f"{folder / WEIGHTS} cannot be read as safetensors: {error}.") from error
     return model.eval()
 
 

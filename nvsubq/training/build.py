@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nvsubq.lazy_config import ConfigError, allow_targets, instantiate, validate
+from nvsubq.training.run_name import check_name
 from nvsubq.training.task import Task
 
 FROM_DATA = ("spatial_dims", "in_channels", "num_classes")
@@ -48,17 +50,69 @@ def check_config(config: DictConfig) -> None:
         node["save_dir"] = "."
     validate(copy)
     _check_plain(config)
+    _check_loggers(config)
+
+
+LOGGERS = {"TensorBoardLogger": ("tensorboard", "tensorboardX"), "WandbLogger": ("wandb",)}
+"""Packages that Lightning's loggers need, any one of them; they are imported when a run uses them."""
+
+
+def _check_loggers(config: DictConfig) -> None:
+    """A logger whose package is missing is known before any data is read."""
+    for name, node in (config.get("logger") or {}).items():
+        packages = LOGGERS.get(str(node.get("_target_")).rsplit(".", 1)[-1], ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            raise ConfigError(
+                f"`logger` (={name}) needs the package {packages[0]!r}, which is not installed: "
+                f"pip install {packages[0]}"
+            )
+
+
+MOST_THREADS = 4096
+
+
+def _check_length(config: DictConfig) -> None:
+    """A training needs an end, and at least one epoch."""
+    trainer = config.trainer
+    if OmegaConf.is_missing(trainer, "max_epochs") or "max_epochs" not in trainer:
+        return
+    epochs, steps = trainer.max_epochs, trainer.get("max_steps", -1)
+    whole = isinstance(epochs, int) and not isinstance(epochs, bool)
+    if epochs is not None and not (whole and (epochs >= 1 or epochs == -1)):
+        raise ConfigError(
+            f"`trainer.max_epochs` (={epochs!r}) must be an integer of at least 1, or -1 or null "
+            "with an end by max_steps or max_time."
+        )
+    if epochs in (None, -1) and steps in (None, -1) and trainer.get("max_time") is None:
+        raise ConfigError(
+            f"`trainer.max_epochs` (={epochs}) gives no end: set it, or max_steps, or max_time."
+        )
 
 
 def _check_plain(config: DictConfig) -> None:
     """The keys at the top that are no nodes."""
+    check_name(config.name)
+    _check_length(config)
     seed, threads = config.seed, config.get("threads")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ConfigError(f"`seed` (={seed!r}) must be an integer from 0 to 2**32 - 1.")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ConfigError(f"`threads` (={threads!r}) must be null or an integer of at least 1.")
+    if threads is not None and threads > MOST_THREADS:
+        raise ConfigError(f"`threads` (={threads}) must be at most {MOST_THREADS}.")
     if config.test_with not in ("best", "last", None):
         raise ConfigError(f"`test_with` (={config.test_with!r}) must be best, last or null.")
+    if not isinstance(config.get("resume", True), bool):
+        raise ConfigError(f"`resume` (={config.resume!r}) must be true or false.")
+    every_s, every_steps = (config.checkpoint.get(key) for key in ("every_s", "every_steps"))
+    number = isinstance(every_s, (int, float)) and not isinstance(every_s, bool)
+    if every_s is not None and not (number and every_s > 0):
+        raise ConfigError(f"`checkpoint.every_s` (={every_s!r}) must be null or a number above 0.")
+    whole = isinstance(every_steps, int) and not isinstance(every_steps, bool)
+    if every_steps is not None and not (whole and every_steps >= 1):
+        raise ConfigError(
+            f"`checkpoint.every_steps` (={every_steps!r}) must be null or an integer of at least 1."
+        )
     patience = config.early_stopping.patience
     if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 0):
         raise ConfigError(

@@ -1,18 +1,18 @@
-"""Callbacks: figures of each epoch, metrics.csv, checkpoints, and the stop at a loss that is not finite."""
+"""Callbacks: figures of each epoch, metrics.csv, and the stop at a loss that is not finite."""
 
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
-import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback
+
+from nvsubq.training.durable import write_whole
 
 COLUMNS = (
     "epoch",
@@ -36,6 +36,18 @@ class EpochFigures(Callback):
         self._started = 0.0
         self._seconds = 0.0
         self._cells = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds and cells of the epoch so far."""
+        return {"seconds": self._seconds, "cells": self._cells}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with an epoch that had begun."""
+        self._seconds, self._cells = state_dict["seconds"], state_dict["cells"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock of an epoch that had begun: it has no start of its own."""
+        self._started = time.perf_counter() - self._seconds
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -79,19 +91,27 @@ class MetricsFile(Callback):
 
     Args:
         path: the file.
-        earlier: metrics.csv of the run that is resumed; its rows before the first new epoch are kept.
+        earlier: metrics.csv of the run that is resumed, for a checkpoint without its rows.
     """
 
     def __init__(self, path: Path, earlier: Path | None = None) -> None:
         self.path, self.earlier = path, earlier
         self.rows: list[dict[str, str]] = []
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far: a checkpoint and its rows are written in one step."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the rows of the run that is resumed."""
-        if self.earlier is not None and self.earlier.is_file():
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the rows before the first new epoch."""
+        if not self.rows and self.earlier is not None and self.earlier.is_file():
             with self.earlier.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            self.rows = [row for row in rows if int(row["epoch"]) < trainer.current_epoch]
+                self.rows = list(csv.DictReader(file))
+        self.rows = [row for row in self.rows if int(row["epoch"]) < trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the row of the epoch."""
@@ -104,92 +124,8 @@ class MetricsFile(Callback):
     def _write(self) -> None:
         names = {name for row in self.rows for name in row}
         columns = [name for name in COLUMNS if name in names] + sorted(names - set(COLUMNS))
-        part = self.path.with_suffix(".csv.part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(part, self.path)
-
-
-class Checkpoints(Checkpoint):
-    """Keeps last.ckpt, written after every epoch, and best.ckpt, by a monitored metric.
-
-    Files never hold a path, and load with ``weights_only=True``. A resumed run takes over best.ckpt of the
-    run that it resumes, so that the best is the best of both.
-
-    Args:
-        folder: where they lie.
-        monitor: the metric; an epoch without it (no validation) changes best.ckpt only if there is none.
-        mode: "max" or "min".
-        saved: called after every save, on the first process.
-    """
-
-    def __init__(
-        self, folder: Path, monitor: str, mode: str, saved: Callable[[], None] = lambda: None
-    ) -> None:
-        self.folder, self.monitor, self.mode, self.saved = folder, monitor, mode, saved
-        self.score: float | None = None
-        self.epoch: int | None = None
-        self._validated = False
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint of the last epoch."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint of the best epoch."""
-        return self.folder / "best.ckpt"
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best score and its epoch."""
-        return {"monitor": self.monitor, "score": self.score, "epoch": self.epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the best score, where it is of the same metric."""
-        if state_dict["monitor"] == self.monitor:
-            self.score, self.epoch = state_dict["score"], state_dict["epoch"]
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """On resume, copies the best checkpoint so far; where it is gone, the best starts anew."""
-        if self.epoch is None or trainer.ckpt_path is None:
-            return
-        earlier = Path(trainer.ckpt_path)
-        source = earlier.parent / "best.ckpt" if self.epoch + 1 < trainer.current_epoch else earlier
-        if not source.is_file():
-            self.score = self.epoch = None
-        elif trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, self.best)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes that there is a fresh score."""
-        self._validated = not trainer.sanity_checking
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves both."""
-        score = self._fresh_score(trainer)
-        if score is None:
-            better = self.epoch is None
-        else:
-            better = self.score is None or (score > self.score if self.mode == "max" else score < self.score)
-        if better:
-            self.score, self.epoch = score, trainer.current_epoch
-        trainer.save_checkpoint(self.last)
-        if trainer.is_global_zero:
-            if better:
-                part = self.best.with_suffix(".part")
-                shutil.copyfile(self.last, part)
-                os.replace(part, self.best)
-            self.saved()
-        trainer.strategy.barrier()
-
-    def _fresh_score(self, trainer: L.Trainer) -> float | None:
-        """The score of this epoch's validation; None without validation, or where it is not a number."""
-        if not self._validated:
-            return None
-        self._validated = False
-        score = float(trainer.callback_metrics[self.monitor])
-        return score if math.isfinite(score) else None
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, text.getvalue().encode())

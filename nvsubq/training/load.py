@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from nvsubq.training.build import build_datamodule, build_task
 from nvsubq.training.task import Task
 
 CHECKPOINTS = ("best", "last")
+LAST, PREVIOUS, BEST, BROKEN = "last.ckpt", "previous.ckpt", "best.ckpt", "broken.ckpt"
+"""Files of a run's folder `checkpoints`: the newest, the one before it, and a last that could not be read."""
 
 
 class CheckpointError(ValueError):
@@ -97,14 +100,60 @@ def find_checkpoint(run: str | Path, checkpoint: str = "best") -> Path:
     return file
 
 
+def newest_checkpoint(folder: str | Path) -> tuple[Path | None, list[CheckpointError]]:
+    """The newest checkpoint of a folder `checkpoints` that is whole, and what is wrong with a newer one.
+
+    Raises:
+        CheckpointError: there are some, and none is whole.
+    """
+    problems: list[CheckpointError] = []
+    for name in (LAST, PREVIOUS):
+        file = Path(folder) / name
+        if not file.exists():
+            continue
+        try:
+            read_checkpoint(file)
+            return file, problems
+        except CheckpointError as error:
+            problems.append(error)
+    if problems:
+        raise CheckpointError(
+            "no checkpoint of this run is whole:\n  " + "\n  ".join(str(problem) for problem in problems)
+        )
+    return None, []
+
+
+def check_container(path: Path) -> None:
+    """Compares the parts of a checkpoint with their checksums: torch does not look at them.
+
+    Raises:
+        CheckpointError: a part is damaged, or compressed, which torch never writes: its size is then unknown.
+    """
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"checkpoint (={path}) cannot be read: it is cut off, or no checkpoint at all.")
+    with zipfile.ZipFile(path) as container:
+        for part in container.infolist():
+            if part.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(
+                    f"checkpoint (={path}) is refused: its part {part.filename} is compressed."
+                )
+        damaged = container.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"checkpoint (={path}) is broken: its part {damaged} has another checksum.")
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint of a training; runs no code from it."""
     try:
+        if Path(path).is_file():  # else torch says what it is
+            check_container(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint (={path}) does not exist.") from None
+    except CheckpointError:
+        raise
     except OSError as error:
-        raise CheckpointError(f"checkpoint (={path}) cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"checkpoint (={path}) cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # zip, pickle and torch each have their own
         raise CheckpointError(
             f"checkpoint (={path}) cannot be read: it is broken, or holds more than tensors and plain values."

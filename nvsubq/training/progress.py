@@ -18,7 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-HIDDEN = ("lr", "cells_per_s", "epoch_s")
+SHOWN = ("train/", "val/")
+"""What the line of an epoch tells; metrics.csv has the rest."""
 
 
 class EpochProgress(ProgressBar):
@@ -77,6 +78,10 @@ class EpochProgress(ProgressBar):
         last = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else "?"
         return f"epoch {trainer.current_epoch + 1:>{len(str(last))}}/{last}"
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins the bar of an epoch that had begun before a restart."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begins the bar of the epoch."""
         self._epoch_started = time.perf_counter()
@@ -110,7 +115,9 @@ class EpochProgress(ProgressBar):
         if not self._enabled:
             return
         metrics = trainer.callback_metrics
-        names = sorted((n for n in metrics if n not in HIDDEN), key=lambda n: (not n.startswith("train"), n))
+        names = sorted(
+            (n for n in metrics if n.startswith(SHOWN)), key=lambda n: (not n.startswith("train"), n)
+        )
         parts = [self._of(trainer), *(f"{name} {float(metrics[name]):.4f}" for name in names)]
         seconds = time.perf_counter() - self._epoch_started
         console = self._bar.console if self._bar is not None else self.console

@@ -8,8 +8,11 @@
       metrics.csv        one row for each epoch: epoch, step, train/loss, val/..., lr, epoch_s, cells_per_s
       metrics.json       final figures, see below
       predictions.npz    what the test predicted, see below
-      checkpoints/       last.ckpt and best.ckpt, both load with ``weights_only=True``
+      checkpoints/       last.ckpt and best.ckpt, both load with ``weights_only=True``; previous.ckpt until
+                         the run has ended
       report.html        written by `nvsubq.training.report`
+      nan_batch.pt       where a figure was not finite, see `nvsubq.training.nan_watch`
+      .unfinished        until the run has ended, see `nvsubq.training.unfinished`
     runs/<name>/latest, runs/latest    links to the newest run
 
 **metrics.json** is one object:
@@ -43,6 +46,7 @@ Forecasting, N test items of T steps in time:
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -52,7 +56,11 @@ from typing import Any
 
 import numpy as np
 
+from nvsubq.training import unfinished
+from nvsubq.training.durable import PART, write_whole
+
 FILES = ("config.yaml", "resolved.yaml", "metrics.csv", "metrics.json", "predictions.npz", "report.html")
+PARTS = tuple(name + PART for name in FILES)
 CONFIG_HEADER = "# Run it again: nvsubq train --config-dir {folder} --config-name config\n"
 # What makes the saved file a primary config of Hydra: the run folder's place is set by the group `hydra`.
 DEFAULTS = "defaults:\n- hydra: default\n- _self_\n"
@@ -64,15 +72,26 @@ class RunFolder:
     Args:
         wanted: where the run shall lie. If a run lies there, ``_2``, ``_3``, ... is appended.
         root: the folder of all runs; it and folders below it go when a failed run leaves them empty.
+        fingerprint: of the config; the run is marked as unfinished with it.
+        resume: go on with the newest unfinished run of that fingerprint, if there is one; `resumed` tells.
 
     Raises:
         OSError: the folder cannot be made or written.
     """
 
-    def __init__(self, wanted: Path, root: Path) -> None:
+    def __init__(self, wanted: Path, root: Path, *, fingerprint: str = "", resume: bool = False) -> None:
         self.root = Path(root)
-        self._made_checkpoints = False
-        wanted, number = Path(wanted), 1
+        mark = unfinished.find(Path(wanted), fingerprint) if resume else None
+        self.resumed = mark is not None
+        if mark is not None:
+            self.path = mark.folder
+        else:
+            self._claim(Path(wanted))
+            mark = unfinished.Mark.make(self.path, fingerprint)
+        self.mark = mark
+
+    def _claim(self, wanted: Path) -> None:
+        number = 1
         while True:
             self.path = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
             self.path.mkdir(parents=True, exist_ok=True)
@@ -91,20 +110,19 @@ class RunFolder:
     def write_config(self, config: str, resolved: str) -> None:
         """Writes config.yaml and resolved.yaml from their YAML text."""
         header = CONFIG_HEADER.format(folder=self.path)
-        _write(self.path / "config.yaml", (header + DEFAULTS + config).encode())
-        _write(self.path / "resolved.yaml", resolved.encode())
+        write_whole(self.path / "config.yaml", (header + DEFAULTS + config).encode())
+        write_whole(self.path / "resolved.yaml", resolved.encode())
 
     def write_metrics(self, figures: dict[str, Any]) -> None:
         """Writes metrics.json; numbers that are not finite become null."""
         text = json.dumps(_finite(figures), indent=2, allow_nan=False) + "\n"
-        _write(self.path / "metrics.json", text.encode())
+        write_whole(self.path / "metrics.json", text.encode())
 
     def write_predictions(self, arrays: dict[str, np.ndarray]) -> None:
         """Writes predictions.npz."""
-        part = self.path / "predictions.part"
-        with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.replace(part, self.path / "predictions.npz")
+        memory = io.BytesIO()
+        np.savez_compressed(memory, **arrays)  # type: ignore[arg-type]
+        write_whole(self.path / "predictions.npz", memory.getbuffer())
 
     def link_latest(self) -> None:
         """Lets ``latest``, in the folder of all runs and in the experiment's, name this run."""
@@ -122,11 +140,9 @@ class RunFolder:
 
     def remove(self) -> None:
         """Removes what this run wrote, and folders that are empty then. Files of others stay."""
-        for name in FILES:
-            for file in (self.path / name, (self.path / name).with_suffix(".part")):
-                file.unlink(missing_ok=True)
-        for file in (self.path / "metrics.csv.part", self.path / "predictions.part"):
-            file.unlink(missing_ok=True)
+        for name in (*FILES, *PARTS):
+            (self.path / name).unlink(missing_ok=True)
+        self.mark.remove()
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         remove_empty(self.path, self.root)
 
@@ -142,13 +158,6 @@ def remove_empty(folder: Path, root: Path) -> None:
         if folder == root or root not in folder.parents:
             return
         folder = folder.parent
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 def _finite(value: Any) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,28 @@ from rich.console import Console
 from nvsubq.lazy_config import ConfigError, instantiate
 from nvsubq.training import system
 from nvsubq.training.build import build_datamodule, build_task, check_config
-from nvsubq.training.callbacks import Checkpoints, EpochFigures, FiniteLoss, MetricsFile
-from nvsubq.training.load import CheckpointError, check_fits, load_weights, read_checkpoint
+from nvsubq.training.callbacks import EpochFigures, FiniteLoss, MetricsFile
+from nvsubq.training.checkpoints import Checkpoints
+from nvsubq.training.load import (
+    BROKEN,
+    LAST,
+    PREVIOUS,
+    CheckpointError,
+    check_fits,
+    load_weights,
+    newest_checkpoint,
+    read_checkpoint,
+)
+from nvsubq.training.nan_watch import NAN_FILE
+from nvsubq.training.position import Position
 from nvsubq.training.progress import EpochProgress
 from nvsubq.training.run_folder import RunFolder
 from nvsubq.training.table import final_table, show
 from nvsubq.training.task import Task
+from nvsubq.training.unfinished import fingerprint
+
+RUN = "NVSUBQ_RUN"
+"""Environment variable: the folder that the first process has claimed."""
 
 # Lightning warns of what is chosen here on purpose; everything else it warns of is shown.
 QUIET = (
@@ -63,19 +80,32 @@ def train(
     OmegaConf.set_struct(config, True)
     check_config(config)
     first = getattr(L.pytorch.utilities.rank_zero_only, "rank", 0) == 0
-    run = RunFolder(folder, Path(config.paths.runs)) if first else None
+    run = None
+    if first:
+        same = {"fingerprint": fingerprint(config), "resume": config.get("resume", True)}
+        run = RunFolder(folder, Path(config.paths.runs), **same)
+        os.environ[RUN] = str(run.path.resolve())  # for the processes that Lightning starts
+    elif RUN in os.environ:
+        folder = Path(os.environ[RUN])
     training = _Training(config, run, folder, console)
     try:
         training.prepare()
         training.fit()
     except BaseException as error:
         # Without a checkpoint there is nothing to look at, evaluate or resume.
-        kept = run is not None and (run.checkpoints / "last.ckpt").is_file()
+        kept = run is not None and training.left_something()
         if run is not None and not kept:
             run.remove()
+        elif run is not None:
+            run.mark.release()
+            if isinstance(error, OSError) and (run.checkpoints / LAST).is_file():
+                last = run.checkpoints / LAST
+                note = f"The last checkpoint, {last}, is whole; the same command goes on from it."
+                error.__notes__ = [*getattr(error, "__notes__", ()), note]  # type: ignore[attr-defined]
         if not isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         if kept:
+            show(console, "the same command goes on from the last checkpoint")
             again = f"--config-dir {training.folder} --config-name config ckpt_path={training.folder}"
             show(console, f"to go on from the last epoch: nvsubq train {again}")
         # Lightning turns Ctrl-C into an exit.
@@ -93,9 +123,9 @@ class _Training:
         self.task: Task
         self.trainer: L.Trainer
         self.checkpoints: Checkpoints
+        self.position = Position()
         self.stopping: EarlyStopping | None = None
         self.resume: Path | None = None
-        self.train_seconds = 0.0
 
     def prepare(self) -> None:
         """Builds everything, and writes the config with what was used."""
@@ -104,17 +134,40 @@ class _Training:
         system.keep_freed_memory()
         # Its messages are of no use here: the same seed is in the config.
         L.seed_everything(config.seed, workers=True, verbose=False)
-        self.resume = resume_path(config.ckpt_path)
+        self.resume = self._own_checkpoint() or resume_path(config.ckpt_path, self._warn)
         self.datamodule = build_datamodule(config)
         self.datamodule.setup()
         self.task = build_task(config, self.datamodule)
         if self.resume is not None:
             check_fits(self.task, read_checkpoint(self.resume)["state_dict"], self.resume)
-        if self.run is not None:
+        if self.run is not None and not (self.run.resumed and (self.folder / "resolved.yaml").is_file()):
             self.run.write_config(OmegaConf.to_yaml(config), OmegaConf.to_yaml(config, resolve=True))
         self.trainer = self._trainer()
         # Filling fresh memory with NaN guards nothing here and costs time; the bits are the same without.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+    def _own_checkpoint(self) -> Path | None:
+        """The checkpoint of an unfinished run that this one goes on with."""
+        if self.run is not None and not self.run.resumed:
+            return None
+        found, problems = newest_checkpoint(self.folder / "checkpoints")
+        if self.run is None:
+            return found
+        for problem in problems:
+            self._warn(f"{problem} Going on from {PREVIOUS}.")
+            last = self.run.checkpoints / LAST
+            last.replace(last.with_name(BROKEN))  # the next one must not push it into the place of a good one
+        where = "from its beginning: it has no checkpoint" if found is None else f"from {found.name}"
+        show(self.console, f"going on with {self.folder} {where} (resume=false begins a new run)")
+        return found
+
+    def _warn(self, text: str) -> None:
+        if self.run is not None:
+            show(self.console, f"warning: {text}")
+
+    def left_something(self) -> bool:
+        """Whether the run folder holds what a user wants after a failure."""
+        return any(self.folder.glob("checkpoints/*.ckpt")) or (self.folder / NAN_FILE).is_file()
 
     def _trainer(self) -> L.Trainer:
         config, task = self.config, self.task
@@ -125,8 +178,15 @@ class _Training:
         if mode not in ("max", "min"):
             raise ConfigError(f"`checkpoint.mode` (={mode!r}) must be max, min or null.")
         saved = self.run.link_latest if self.run is not None else lambda: None
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", monitor, mode, saved)
-        callbacks: list[Any] = [EpochFigures(), FiniteLoss()]
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            monitor,
+            mode,
+            saved,
+            every_s=config.checkpoint.get("every_s"),
+            every_steps=config.checkpoint.get("every_steps"),
+        )
+        callbacks: list[Any] = [self.position, EpochFigures(), FiniteLoss()]
         if config.early_stopping.patience is not None:
             self.stopping = EarlyStopping(
                 monitor,
@@ -135,6 +195,7 @@ class _Training:
                 min_delta=config.early_stopping.min_delta,
             )
             callbacks.append(self.stopping)
+        callbacks += self._watching()
         if config.metrics_csv:
             earlier = self.resume.parent.parent / "metrics.csv" if self.resume is not None else None
             callbacks.append(MetricsFile(self.folder / "metrics.csv", earlier))
@@ -145,14 +206,27 @@ class _Training:
         hparams = OmegaConf.to_container(config, resolve=True)
         for logger in loggers:
             logger.log_hyperparams(hparams)
-        return instantiate(
-            config.trainer,
+        return self._checked_trainer(
             callbacks=callbacks,
             logger=loggers or False,
             enable_checkpointing=True,
             enable_model_summary=False,
             default_root_dir=str(self.folder),
         )
+
+    def _watching(self) -> list[Any]:
+        built = {name: instantiate(node) for name, node in (self.config.get("callbacks") or {}).items()}
+        for name, callback in built.items():
+            if not isinstance(callback, L.Callback):
+                kind = type(callback).__name__
+                raise ConfigError(f"`callbacks.{name}` builds a {kind}, which is no lightning.Callback.")
+        return list(built.values())
+
+    def _checked_trainer(self, **late: Any) -> L.Trainer:
+        try:
+            return instantiate(self.config.trainer, **late)
+        except TypeError as error:  # Lightning's, of an option of a wrong type
+            raise ConfigError(f"`trainer`: {error}") from error
 
     def fit(self) -> None:
         """Trains."""
@@ -161,10 +235,8 @@ class _Training:
         head = f"{self.config.name}: {core}, {parameters:,} parameters, {self.folder}"
         if self.trainer.is_global_zero:
             show(self.console, head)
-        start = time.perf_counter()
         resume = str(self.resume) if self.resume is not None else None
         self.trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=resume, weights_only=True)
-        self.train_seconds = time.perf_counter() - start
         if not self.checkpoints.last.is_file():
             raise CheckpointError(
                 f"`ckpt_path` (={self.resume}) is at epoch {self.trainer.current_epoch}, and "
@@ -175,6 +247,8 @@ class _Training:
         """Tests, writes the final files, and shows the table."""
         start = time.perf_counter()
         last_epoch = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        last_epoch = self.position.metrics | last_epoch
+        self.checkpoints.end()
         tested_with = self.config.test_with
         tested: dict[str, float] = {}
         if tested_with is not None:
@@ -200,7 +274,7 @@ class _Training:
             "classes": self.task.class_names,
             "scored_classes": getattr(self.task, "scored_classes", None),
             "parameters": sum(p.numel() for p in self.task.model.parameters()),
-            "train_s": self.train_seconds,
+            "train_s": self.position.seconds,
             "test_s": test_seconds,
             "total_s": time.perf_counter() - started,
             "peak_memory_bytes": system.peak_memory(),
@@ -225,9 +299,14 @@ class _Training:
         figures["total_s"] = time.perf_counter() - started
         self.run.write_metrics(figures)
         show(self.console, final_table(figures, str(self.folder)))
-        if self.config.report:
-            write_report(self.run.path)
-            show(self.console, f"report: {self.run.path / 'report.html'}")
+        try:
+            if self.config.report:
+                write_report(self.run.path)
+                show(self.console, f"report: {self.run.path / 'report.html'}")
+        except ReportError:
+            self.run.mark.remove()
+            raise
+        self.run.mark.remove()
         return figures | {"folder": str(self.folder)}
 
     def _reach(self) -> dict[str, Any]:
@@ -253,18 +332,20 @@ def write_report(run: Path) -> None:
         ) from error
 
 
-def resume_path(path: str | None) -> Path | None:
-    """The checkpoint to resume: a file, or the last one of a run folder.
+def resume_path(path: str | None, warn: Callable[[str], None] = lambda text: None) -> Path | None:
+    """The checkpoint to resume: a file, or the newest one of a run folder that is whole.
 
     Raises:
         CheckpointError: it does not exist.
     """
     if path is None:
         return None
-    found = Path(path)
-    if found.is_dir():
-        found = found / "checkpoints" / "last.ckpt"
-    if not found.is_file():
+    found: Path | None = Path(path)
+    if Path(path).is_dir():
+        found, problems = newest_checkpoint(Path(path) / "checkpoints")
+        for problem in problems:
+            warn(f"{problem} Going on from {PREVIOUS}.")
+    if found is None or not found.is_file():
         raise CheckpointError(
             f"`ckpt_path` (={path}) is neither a checkpoint nor a run folder with checkpoints/last.ckpt."
         )

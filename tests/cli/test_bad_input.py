@@ -83,7 +83,7 @@ CASES = {
     "mode": (["checkpoint.mode=up"], "`checkpoint.mode` (='up') must be max, min or null."),
     "precision": (["trainer.precision=9"], "Precision 9 is invalid."),
     "divergence": (
-        ["task.lr=1e30", "trainer.gradient_clip_val=null", "task.warmup=0"],
+        ["task.lr=1e30", "trainer.gradient_clip_val=null", "task.warmup=0", "callbacks=none"],
         "after epoch 1: training diverged. Lower `task.lr`",
     ),
     "empty folder": (["data=image_folder", "data.root=nothing"], "nothing"),
@@ -100,6 +100,15 @@ def test_message(name, train, here, capsys):
     assert captured.err.startswith("error: ")
     assert "Traceback" not in captured.err + captured.out
     assert list(here.iterdir()) == []
+
+
+def test_divergence_keeps_the_batch_that_it_came_with(train, here, capsys):
+    arguments = CASES["divergence"][0][:-1]
+    assert train(*arguments, "hydra.run.dir=runs/a") == 1
+    error = capsys.readouterr().err
+    assert "training diverged.\n  It came from " in error
+    assert "Batch and weights are in runs/a/nan_batch.pt." in error
+    assert (here / "runs/a/nan_batch.pt").is_file()
 
 
 def test_traceback_when_asked_for(train, monkeypatch, capsys):
@@ -165,10 +174,7 @@ def test_checkpoint_that_does_not_fit(train, here, capsys):
     assert train("ckpt_path=runs/a", "model.depths=[2]") == 1
     assert "missing in the checkpoint: model.blocks.1." in capsys.readouterr().err
     assert train("ckpt_path=runs/a/config.yaml") == 1
-    assert (
-        "cannot be read: it is broken, or holds more than tensors and plain values."
-        in capsys.readouterr().err
-    )
+    assert "config.yaml) cannot be read: it is cut off, or no checkpoint at all." in capsys.readouterr().err
     torch.save({"weights": torch.zeros(1)}, here / "other.ckpt")
     assert train("ckpt_path=other.ckpt") == 1
     assert "is no checkpoint of a training: it has no `state_dict`." in capsys.readouterr().err
