@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.conv import CAUSAL_CONV1D, causal_conv1d
+from nvsubq.ops.native.served import declines
 from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.selective import SELECTIVE_SCAN, selective_scan
 from nvsubq.ops.tracing import traced
@@ -89,9 +90,10 @@ def _one_node(tensors: tuple[Tensor | None, ...], backend: str | None) -> bool:
     if not any(t is not None and t.requires_grad for t in tensors) or xz.numel() == 0:
         return False
     device = xz.device.type
-    return all(
+    native = all(
         dispatch.concrete(op, backend, device) == "native" for op in ("causal_conv1d", "selective_scan")
     )
+    return native and declines("selective_scan", {"A": tensors[6]}) is None
 
 
 def _split(x_dbl: Tensor, dt_proj: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
