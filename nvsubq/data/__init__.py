@@ -8,6 +8,7 @@ from nvsubq.data.image_folder import ImageFolder
 from nvsubq.data.mni152 import MNI152
 from nvsubq.data.nifti_folder import NiftiFolder
 from nvsubq.data.ocean import SeaSurface
+from nvsubq.data.recall import SpatialRecall
 from nvsubq.data.sample import Sample
 from nvsubq.data.textures import TextureRotation
 
@@ -22,5 +23,6 @@ __all__ = [
     "NiftiFolder",
     "Sample",
     "SeaSurface",
+    "SpatialRecall",
     "TextureRotation",
 ]

@@ -21,6 +21,7 @@ CLASSES = {
     "mni152": "MNI152",
     "image_folder": "ImageFolder",
     "nifti_folder": "NiftiFolder",
+    "spatial_recall": "SpatialRecall",
     "textures": "TextureRotation",
     "ocean": "SeaSurface",
     "epi": "EPI",
