@@ -169,7 +169,7 @@ def test_checkpoint_that_does_not_fit(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "cannot be read: it is broken, or holds more than tensors"),
+        (b"", "cannot be read: it is cut off, or no checkpoint at all."),
         (None, "is neither best nor last nor a file."),
         ({"weights": 1}, "is no checkpoint of a training: it has no `state_dict`."),
     ],
