@@ -27,11 +27,11 @@ def _ours(op: str, backend: str, options: Mapping[str, Any], tensors: Tensors) -
 
 
 def _triton(op: str, options: Mapping[str, Any], tensors: Tensors) -> Peer:
-    from nvsubq.ops import backends
+    from nvsubq.ops import triton
 
-    found = next(backend for backend in backends() if backend.name == "triton")
-    if not found.active:
-        raise Absent(f"not there: {found.reason}")
+    reason = triton.inactive() or triton.missing(op, next(iter(tensors.values())).device)
+    if reason:
+        raise Absent(f"not there: {reason}")
     return _ours(op, "triton", options, tensors)
 
 
