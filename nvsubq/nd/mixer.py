@@ -165,7 +165,7 @@ class NDMixer(nn.Module):
     def _apart(self, cells: Tensor, spatial: torch.Size, token: bool) -> Tensor | None:
         """All walks over their shares of the channels as one call, where the core knows how; else None."""
         walk_apart = getattr(getattr(self, self.paths[0].core), "walk_apart", None)
-        if walk_apart is None or self.direction is not None or torch.compiler.is_exporting():
+        if walk_apart is None or self.direction is not None or exporting():
             return None
         _shares(cells, len(self.paths))  # checks the width
         orders = [

@@ -84,16 +84,22 @@ def mamba_inner(
 
 def _one_node(tensors: tuple[Tensor | None, ...], backend: str | None) -> bool:
     """Whether autograd records this call, eagerly, and compiled kernels serve it."""
-    if traced() or torch._C._functorch.peek_interpreter_stack() is not None or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
         return False
     xz: Any = tensors[0]
-    if not any(t is not None and t.requires_grad for t in tensors) or xz.numel() == 0:
+    A: Any = tensors[6]
+    return kernels_serve(xz, A, backend)
+
+
+def kernels_serve(x: Tensor, A: Tensor, backend: str | None) -> bool:
+    """Whether compiled kernels serve Mamba's two ops in an eager call, with A's shape `[D, N]`."""
+    if traced() or torch._C._functorch.peek_interpreter_stack() is not None or x.numel() == 0:
         return False
-    device = xz.device.type
+    device = x.device.type
     native = all(
         dispatch.concrete(op, backend, device) == "native" for op in ("causal_conv1d", "selective_scan")
     )
-    return native and declines("selective_scan", {"A": tensors[6]}) is None
+    return native and declines("selective_scan", {"A": A}) is None
 
 
 def _split(x_dbl: Tensor, dt_proj: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nvsubq.ops import dispatch
-from nvsubq.ops.call import traced
 from nvsubq.ops.conv import CAUSAL_CONV1D
+from nvsubq.ops.mamba_inner import kernels_serve
 from nvsubq.ops.mamba_weights import MambaWeights
 from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.selective import SELECTIVE_SCAN
@@ -66,7 +65,11 @@ def mamba_shares(
 
     Reference: Gu & Dao, Mamba (arXiv:2312.00752).
     """
-    if not _fits(x, cores) or not _served(x, backend):
+    if (
+        not _fits(x, cores)
+        or torch.is_autocast_enabled(x.device.type)
+        or not kernels_serve(x, cores[0].A_log, backend)
+    ):
         return None
     walks = _Walks(tuple(orders), tuple(reverse), discretization, backend)
     weights = [tensor for core in cores for tensor in core[:_INNER]]
@@ -85,15 +88,6 @@ def _fits(x: Tensor, cores: Sequence[MambaWeights]) -> bool:
     if shapes.count(shapes[0]) < len(shapes) or x.dtype not in (torch.float32, torch.float64):
         return False
     return all(weight is None or weight.dtype == x.dtype for core in cores for weight in core)
-
-
-def _served(x: Tensor, backend: str | None) -> bool:
-    if traced() or torch._C._functorch.peek_interpreter_stack() is not None or x.numel() == 0:
-        return False
-    device = x.device.type
-    return not torch.is_autocast_enabled(device) and all(
-        dispatch.concrete(op, backend, device) == "native" for op in ("causal_conv1d", "selective_scan")
-    )
 
 
 class _Run:

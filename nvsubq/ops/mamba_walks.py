@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvsubq.ops import dispatch
 from nvsubq.ops.conv import CAUSAL_CONV1D
+from nvsubq.ops.mamba_inner import kernels_serve
 from nvsubq.ops.mamba_weights import Joined, MambaWeights, join_last, product
-from nvsubq.ops.native.served import declines
 from nvsubq.ops.once import once_differentiable
 from nvsubq.ops.selective import SELECTIVE_SCAN
-from nvsubq.ops.tracing import traced
 
 
 class _Walks:
@@ -74,7 +72,7 @@ def mamba_walks(
     Reference: Gu & Dao, Mamba (arXiv:2312.00752).
     """
     dtype = _activations(x, cores)
-    if dtype is None or not _served(x, cores[0], backend):
+    if dtype is None or not kernels_serve(x, cores[0].A_log, backend):
         return None
     walks = _Walks(dtype, order, tuple(reverse), discretization)
     inner = [tensor for core in cores for tensor in core[:-1]]  # all but `out_proj`
@@ -98,16 +96,6 @@ def _activations(x: Tensor, cores: Sequence[MambaWeights]) -> torch.dtype | None
         return None if torch.float64 in dtypes else torch.get_autocast_dtype(device)
     fits = all(weight.dtype == x.dtype for core in cores for weight in core.products())
     return x.dtype if fits else None
-
-
-def _served(x: Tensor, core: MambaWeights, backend: str | None) -> bool:
-    if traced() or torch._C._functorch.peek_interpreter_stack() is not None or x.numel() == 0:
-        return False
-    device = x.device.type
-    native = all(
-        dispatch.concrete(op, backend, device) == "native" for op in ("causal_conv1d", "selective_scan")
-    )
-    return native and declines("selective_scan", {"A": core.A_log}) is None  # A has its shape
 
 
 def _run(walks: _Walks, x: Tensor, w: Joined, *, keep: bool) -> tuple[Tensor, list[Any], list[Any]]:
