@@ -48,25 +48,26 @@ def degrade(
     *,
     bias: float,
     noise: float,
+    shape: Sequence[int] | None = None,
     region: Sequence[slice] | None = None,
 ) -> np.ndarray:
-    """`image * exp(bias * f) + noise * n` on `region`, with `f` of `bias_field` and `n` standard normal.
+    """`image * exp(bias * f) + noise * n`, with `f` of `bias_field` and `n` standard normal.
 
     Args:
-        image: `[*spatial]` intensities whose maximum is 1, so that `noise` is a share of the maximum.
+        image: `[*spatial]` intensities; `noise` is a share of their maximum if that is 1.
         rng: source of both.
         bias: strength of the field; 0 leaves it out.
         noise: standard deviation; 0 leaves it out.
-        region: the part to return; all of it by default.
+        shape, region: of the lattice that the field spans, and where in it `image` lies; without them the
+            field spans `image`.
 
     Returns:
-        float32, the shape of `region`.
+        float32, the shape of `image`.
 
     Example:
         >>> degrade(np.ones((8, 8)), np.random.default_rng(0), bias=0.4, noise=0.0).shape
         (8, 8)
     """
-    region = tuple(region) if region is not None else tuple(slice(n) for n in image.shape)
-    field = bias_field(rng, image.shape, region)
-    out = image[region].astype(np.float32) * np.exp(np.float32(bias) * field)
+    field = bias_field(rng, shape or image.shape, region)
+    out = image.astype(np.float32) * np.exp(np.float32(bias) * field)
     return out + np.float32(noise) * rng.standard_normal(out.shape, dtype=np.float32)

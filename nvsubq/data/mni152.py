@@ -43,6 +43,9 @@ class MNI152(DataModule):
         crops_per_epoch: training crops.
         flip_axes: axes along which training crops are mirrored at random: of 0 (left-right, in which the
             template is symmetric), 1 (front-back), 2 (up-down).
+        rotation: training crops are turned by up to so many degrees about an axis of any direction; 180 is
+            any rotation.
+        scale: training crops are stretched or shrunk along each axis by up to this share.
         val_volumes, test_volumes: differently degraded copies of the slab.
         bias: strength of the bias field, `exp(bias * f)` with `|f| <= 1`.
         noise: standard deviation of the noise, as a share of the maximum.
@@ -76,6 +79,8 @@ class MNI152(DataModule):
         crop_size: int | Sequence[int] = 32,
         crops_per_epoch: int = 64,
         flip_axes: Sequence[int] = (),
+        rotation: float = 0.0,
+        scale: float = 0.0,
         val_volumes: int = 2,
         test_volumes: int = 4,
         bias: float = 0.4,
@@ -103,11 +108,22 @@ class MNI152(DataModule):
                 raise ValueError(f"`{key}` (={value}) must be finite and not negative.")
         if any(axis not in (0, 1, 2) or isinstance(axis, bool) for axis in flip_axes):
             raise ValueError(f"`flip_axes` (={list(flip_axes)}) must be axes from 0 to 2.")
+        for key, value, most in (("rotation", rotation, 180), ("scale", scale, 1)):
+            if not 0 <= value <= most:
+                raise ValueError(f"`{key}` (={value}) must be in [0, {most}].")
         self.resolution, self.counts, self.flip_axes = resolution, counts, tuple(flip_axes)
         self.class_names = list(LABELS)
         self.crop_size = self.spatial_size = crop_shape(crop_size)
         self.volumes = DegradedTemplate(
-            resolution, bias, noise, seed=seed, split_seed=split_seed, mean=self.mean, std=self.std
+            resolution,
+            bias,
+            noise,
+            seed=seed,
+            split_seed=split_seed,
+            mean=self.mean,
+            std=self.std,
+            rotation=rotation,
+            scale=scale,
         )
 
     @property

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from nvsubq.data.augment import random_map, resampled
 from nvsubq.data.degrade import degrade
 from nvsubq.data.errors import DataError
 from nvsubq.data.sampling import Key, generator
@@ -61,6 +62,7 @@ class DegradedTemplate:
         seed: of the degradation of training crops.
         split_seed: of the degradation of whole slabs.
         mean, std: that images are normalised with.
+        rotation, scale: of training crops, as `random_map`.
     """
 
     resolution: int
@@ -70,6 +72,8 @@ class DegradedTemplate:
     split_seed: int
     mean: float
     std: float
+    rotation: float = 0.0
+    scale: float = 0.0
 
     def slab(self, split: str) -> tuple[slice, slice, slice]:
         """The part of the template that belongs to a split: train y < 60 %, test y > 74 %, val between."""
@@ -96,17 +100,39 @@ class DegradedTemplate:
         return self.normalised("test", index)
 
     def crop(self, which: int, place: tuple[slice, ...], key: Key) -> Volume:
-        """A training crop with a degradation of its own, normalised (the training slab begins at voxel 0)."""
-        return self._for_model(self._part(place, "crop", self.seed, *key))
+        """A training crop with a degradation of its own, normalised (the training slab begins at voxel 0).
+
+        A crop that is turned or scaled keeps its centre. It is taken from the clean slab, mirrored at its
+        edges, and degraded after: interpolated noise would be smoother than a scanner's.
+        """
+        clean = None
+        if self.rotation or self.scale:
+            shown = random_map(self.rotation, self.scale, seed=self.seed, key=key)
+            clean = self._resampled(place, shown)
+        return self._for_model(self._part(place, "crop", self.seed, *key, clean=clean))
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """`[X, Y, Z]` intensities as a model sees them, `[1, X, Y, Z]`."""
         return ((image - np.float32(self.mean)) / np.float32(self.std))[None]
 
-    def _part(self, region: tuple[slice, ...], *key: int | str) -> Volume:
-        t1, labels = load_template(self.resolution)
+    def _resampled(self, place: tuple[slice, ...], shown: np.ndarray) -> Volume:
+        """The clean training slab seen through the map `shown` about the middle of `place`."""
+        t1, labels = (part[self.slab("train")] for part in load_template(self.resolution))
+        middle = [(part.start + part.stop - 1) / 2 for part in place]
+        offsets = np.meshgrid(
+            *(np.arange(part.start, part.stop) - m for part, m in zip(place, middle, strict=True)),
+            indexing="ij",
+        )
+        cells = np.einsum("ij,j...->i...", shown, np.stack(offsets)) + np.reshape(middle, (3, 1, 1, 1))
+        return resampled(t1, labels, cells)
+
+    def _part(self, region: tuple[slice, ...], *key: int | str, clean: Volume | None = None) -> Volume:
+        """`region` of the template, or `clean` in its stead, degraded as what lies there."""
+        whole = load_template(self.resolution)
+        t1, labels = clean or (whole[0][region], whole[1][region])
         rng = generator("degrade", *key)
-        return degrade(t1, rng, bias=self.bias, noise=self.noise, region=region), labels[region]
+        field = {"shape": whole[0].shape, "region": region}
+        return degrade(t1, rng, bias=self.bias, noise=self.noise, **field), labels
 
     def _for_model(self, volume: Volume) -> Volume:
         return self.normalise(volume[0]), volume[1].astype(np.int64)

@@ -201,6 +201,8 @@ def test_read_input_refuses_what_it_cannot_use(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"rotation": 181}, r"`rotation` \(=181\) must be in \[0, 180\]\."),
+        ({"scale": -0.1}, r"`scale` \(=-0\.1\) must be in \[0, 1\]\."),
         ({"flip_axes": [3]}, r"`flip_axes` \(=\[3\]\) must be axes from 0 to 2\."),
         ({"resolution": 3}, r"`resolution` \(=3\) must be 2 or 4 \(mm\)\."),
         ({"crop_size": 0}, r"`crop_size` \(=0\) must be a positive integer, or 3 of them\."),
@@ -247,3 +249,35 @@ def test_flips_mirror_some_crops():
             assert ways
         found.add(ways[0])
     assert len(found) > 1
+
+
+def test_turned_and_scaled_crops_keep_their_middle_labels_and_degradation():
+    """Clean crops of an odd size agree with plain ones in the middle; noise comes after, at full strength."""
+    ranges = {"rotation": 180.0, "scale": 0.25, "crop_size": 15}
+    plain, turned = (
+        small(noise=0.0, bias=0.0, crop_size=15).dataset("train"),
+        small(noise=0.0, bias=0.0, **ranges).dataset("train"),
+    )
+    differ = 0
+    for index in range(6):
+        (image, labels), (other, others) = plain[0, index], turned[0, index]
+        assert (other.dtype, others.dtype) == (image.dtype, labels.dtype)
+        torch.testing.assert_close(image[0, 7, 7, 7], other[0, 7, 7, 7])
+        assert labels[7, 7, 7] == others[7, 7, 7]
+        assert set(others.unique().tolist()) <= {0, 1, 2, 3}
+        differ += not torch.equal(labels, others)
+        assert torch.equal(other, small(noise=0.0, bias=0.0, **ranges).dataset("train")[0, index][0])
+    assert differ >= 5
+    noisy = small(bias=0.0, noise=0.2, **ranges).dataset("train")
+    noise = torch.stack([noisy[0, i][0] - turned[0, i][0] for i in range(6)]) * MNI152.std
+    assert noise.std().item() == pytest.approx(0.2, rel=0.05)
+
+
+def test_a_quarter_turn_moves_whole_cells(monkeypatch):
+    quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    monkeypatch.setattr("nvsubq.data.template.random_map", lambda *_, **__: quarter)
+    plain = small(noise=0.0, bias=0.0).dataset("train")
+    turned = small(noise=0.0, bias=0.0, rotation=90).dataset("train")
+    for index in range(4):
+        for image, other in zip(plain[0, index], turned[0, index], strict=True):
+            torch.testing.assert_close(other, image.rot90(-1, (-3, -2)), rtol=0, atol=1e-5)

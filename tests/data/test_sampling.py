@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from nvsubq.data.augment import RandomAffine, random_corner, random_flips
+from nvsubq.data.augment import RandomAffine, random_corner, random_flips, random_map
 from nvsubq.data.degrade import bias_field, degrade
 from nvsubq.data.sampling import EpochSampler, generator, split_key
 from nvsubq.data.splits import stratified_split
@@ -151,6 +151,22 @@ def test_flips_choose_each_axis_half_of_the_time():
     chosen = [random_flips([0, 2], seed=0, key=(0, i)) for i in range(400)]
     assert all(150 < sum(axis in flips for flips in chosen) < 250 for axis in (0, 2))
     assert random_flips([], seed=0, key=(0, 0)) == []
+
+
+def test_random_maps_stay_in_their_ranges():
+    key = [(0, i) for i in range(200)]
+    turns = np.stack([random_map(30, 0, seed=0, key=k) for k in key])
+    np.testing.assert_allclose(
+        turns @ turns.transpose(0, 2, 1), np.broadcast_to(np.eye(3), turns.shape), atol=1e-12
+    )
+    angles = np.degrees(np.arccos((np.trace(turns, axis1=1, axis2=2) - 1) / 2))
+    assert 25 < angles.max() <= 30 + 1e-9
+    scales = np.stack([np.diag(random_map(0, 0.25, seed=0, key=k)) for k in key])
+    assert 1 / 1.25 <= scales.min() < 0.85
+    assert 1.2 < scales.max() <= 1.25
+    np.testing.assert_array_equal(
+        random_map(30, 0.1, seed=3, key=(1, 2)), random_map(30, 0.1, seed=3, key=(1, 2))
+    )
 
 
 def test_bias_field_is_smooth_bounded_and_the_same_in_every_region():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from nvsubq.training.tiled import tile_starts, tile_weights, tiled
+from nvsubq.training.tiled import mirrored, tile_starts, tile_weights, tiled
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
@@ -72,6 +73,12 @@ def test_windows_by_monai() -> None:
     volume = torch.randn(2, 2, 9, 20, 7)
     found = monai_windows(lambda x: 3 * x, volume, (8, 8, 8), batch_size=3)
     torch.testing.assert_close(found, 3 * volume)
+    seen = []
+    monai_windows(
+        lambda x: seen.append((x.shape[2:], x.min())) or x, volume.abs() + 1, (8, 24, 24), batch_size=3
+    )
+    assert {tuple(shape) for shape, _ in seen} == {(8, 24, 24)}
+    assert min(least for _, least in seen) >= 1  # thin axes are mirrored, not filled with zeros
     task = SegmentationTask(
         torch.nn.Conv2d(1, 2, 3, padding=1), class_names=["sky", "land"], tile=(8, 8), windows="monai"
     )
@@ -79,3 +86,11 @@ def test_windows_by_monai() -> None:
     assert task.logits(image).shape == (1, 2, 20, 13)
     with pytest.raises(ValueError, match=r"`windows` \(='others'\) must be one of 'nvsubq', 'monai'"):
         SegmentationTask(torch.nn.Identity(), class_names=["sky", "land"], windows="others")
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 9, 20])
+def test_mirrored_is_the_symmetric_padding_of_numpy(size: int) -> None:
+    image = torch.randn(1, 2, 3, 5)
+    before, short = (size - 3) // 2, max(size - 3, 0)
+    padded = np.pad(image.numpy(), [(0, 0), (0, 0), (before, short - before), (0, 0)], mode="symmetric")
+    assert torch.equal(mirrored(image, (size, 2)), torch.from_numpy(padded))
