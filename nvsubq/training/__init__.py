@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from nvsubq.training.classification import ClassificationTask
     from nvsubq.training.forecasting import ForecastingTask
     from nvsubq.training.load import CheckpointError, LoadedRun, load_run
+    from nvsubq.training.regression import RegressionTask
     from nvsubq.training.runner import train
     from nvsubq.training.segmentation import SegmentationTask
 
@@ -17,6 +18,7 @@ _HOME = {
     "ClassificationTask": "classification",
     "ForecastingTask": "forecasting",
     "LoadedRun": "load",
+    "RegressionTask": "regression",
     "SegmentationTask": "segmentation",
     "load_run": "load",
     "train": "runner",
@@ -27,6 +29,7 @@ __all__ = [
     "ClassificationTask",
     "ForecastingTask",
     "LoadedRun",
+    "RegressionTask",
     "SegmentationTask",
     "load_run",
     "train",

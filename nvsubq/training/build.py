@@ -20,7 +20,12 @@ PEERS = ("monai.networks.nets.UNet", "monai.networks.nets.SegResNet")
 allow_targets(*PEERS)
 
 
-MODEL_FOR = {"classification": "backbone", "segmentation": "segmenter", "forecasting": "unet"}
+MODEL_FOR = {
+    "classification": "backbone",
+    "segmentation": "segmenter",
+    "forecasting": "unet",
+    "regression": "segmenter",
+}
 """A model that fits the task, for the message where the task does not fit the data."""
 
 
@@ -161,4 +166,6 @@ def build_task(config: DictConfig, datamodule: Any) -> Task:
         late["scored_classes"] = list(datamodule.scored_classes)
         if config.task.get("tile", ...) is None and datamodule.spatial_size is not None:
             config.task.tile = list(datamodule.spatial_size)
+    if datamodule.task == "regression":
+        late["readout"] = datamodule.readout
     return instantiate(config.task, model=instantiate(config.model), **late)

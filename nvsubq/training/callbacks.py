@@ -22,6 +22,7 @@ COLUMNS = (
     "val/accuracy",
     "val/dice",
     "val/rmse",
+    "val/mse",
     "lr",
     "epoch_s",
     "cells_per_s",

@@ -174,7 +174,7 @@ class _Training:
         monitor = config.checkpoint.monitor or task.monitor
         if monitor not in task.scores:
             raise ConfigError(f"`checkpoint.monitor` (={monitor!r}) must be one of {', '.join(task.scores)}.")
-        mode = config.checkpoint.mode or ("min" if monitor.endswith(("/loss", "/rmse")) else "max")
+        mode = config.checkpoint.mode or ("min" if monitor.endswith(("/loss", "/rmse", "/mse")) else "max")
         if mode not in ("max", "min"):
             raise ConfigError(f"`checkpoint.mode` (={mode!r}) must be max, min or null.")
         saved = self.run.link_latest if self.run is not None else lambda: None

@@ -28,6 +28,7 @@ LIGHT = {
     "mni152_models": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
     "epi": ["data.batch_size=2", "data.eval_batch_size=4"],
     "ocean": ["data.crop=24", "data.batch_size=2"],
+    "spatial_recall": ["data.batch_size=2", "data.eval_batch_size=4"],
     "mni152": ["data.resolution=4", "data.batch_size=2", "data.crop_size=16", "task.overlap=0"],
 }
 
