@@ -176,6 +176,8 @@ def _table(
     from rich.table import Table
     from rich.text import Text
 
+    from nvsubq.training.scores import score_text
+
     names = sorted(metrics, key=lambda name: (name == "loss", name.count("_"), name))
     which = f"{args.checkpoint} checkpoint" if args.checkpoint in ("best", "last") else "given checkpoint"
     table = Table(title=f"{args.split}, {which}", title_justify="left", title_style="bold")
@@ -188,12 +190,8 @@ def _table(
         rows.append((f"stored by the run, {label}", stored, ""))
     rows += [(name, values, "dim") for name, values in baselines.items()]
     for name, values, style in rows:
-        table.add_row(Text(name), *(_number(values.get(column)) for column in names), style=style)
+        table.add_row(Text(name), *(score_text(values.get(column)) for column in names), style=style)
     return table
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _comparison(metrics: dict[str, float], stored: dict[str, float]) -> str:

@@ -129,6 +129,8 @@ def summary(runs: list[tuple[dict[str, str], dict[str, Any]]], title: str) -> An
     """
     from rich.table import Table
 
+    from nvsubq.training.comparison import spread
+
     varying = [
         key for key in dict.fromkeys(k for o, _ in runs for k in o) if len({o.get(key) for o, _ in runs}) > 1
     ]
@@ -140,15 +142,7 @@ def summary(runs: list[tuple[dict[str, str], dict[str, Any]]], title: str) -> An
     columns = [*keys, "runs", "parameters", *metrics, "training"]
     table = Table(*columns, title=title, title_justify="left", title_style="bold")
     for choice, group in groups.items():
-        scores = (_spread([one["metrics"].get(metric) for one in group]) for metric in metrics)
+        scores = (spread([one["metrics"].get(metric) for one in group]) for metric in metrics)
         seconds = statistics.fmean(one["train_s"] for one in group)
         table.add_row(*choice, str(len(group)), f"{group[0]['parameters']:,}", *scores, f"{seconds:.0f} s")
     return table
-
-
-def _spread(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    mean = f"{statistics.fmean(known):.4f}"
-    return f"{mean} ± {statistics.stdev(known):.4f}" if len(known) > 1 else mean

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nvsubq.training.report_data import RUN_FILES, Record, RunError, check_run, read_record
+from nvsubq.training.scores import score_text, spread_text
 from nvsubq.training.table import duration
 
 # What says where a run lies, which seed it had, or how it was shown: no part of a setting.
@@ -177,8 +178,8 @@ def spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    mean = f"{statistics.fmean(known):.4f}"
-    return f"{mean} ± {statistics.stdev(known):.4f}" if len(known) > 1 else mean
+    mean = statistics.fmean(known)
+    return spread_text(mean, statistics.stdev(known)) if len(known) > 1 else score_text(mean)
 
 
 def _baselines(records: Sequence[Record], keys: int, metrics: Sequence[str]) -> list[list[str]]:
@@ -197,5 +198,5 @@ def _range(scores: Sequence[dict[str, float]], metric: str) -> str:
     values = sorted(score[metric] for score in scores if score.get(metric) is not None)
     if not values:
         return ""
-    low, high = f"{values[0]:.4f}", f"{values[-1]:.4f}"
+    low, high = score_text(values[0]), score_text(values[-1])
     return low if low == high else f"{low} to {high}"

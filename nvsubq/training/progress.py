@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from nvsubq.training.scores import score_text
+
 SHOWN = ("train/", "val/")
 """What the line of an epoch tells; metrics.csv has the rest."""
 
@@ -118,7 +120,7 @@ class EpochProgress(ProgressBar):
         names = sorted(
             (n for n in metrics if n.startswith(SHOWN)), key=lambda n: (not n.startswith("train"), n)
         )
-        parts = [self._of(trainer), *(f"{name} {float(metrics[name]):.4f}" for name in names)]
+        parts = [self._of(trainer), *(f"{name} {score_text(float(metrics[name]))}" for name in names)]
         seconds = time.perf_counter() - self._epoch_started
         console = self._bar.console if self._bar is not None else self.console
         console.print("   ".join([*parts, f"{seconds:.1f} s"]), highlight=False, soft_wrap=True)

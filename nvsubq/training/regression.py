@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nvsubq.training.task import Task
 
-SHOWN = 6
+SHOWN = 4
 """Test items whose inputs, targets and answers are kept for pictures."""
 
 

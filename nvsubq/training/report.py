@@ -12,7 +12,10 @@ from nvsubq.training.report_data import Record, read_record
 from nvsubq.training.report_facts import cost, data_name, seed, setup
 from nvsubq.training.report_pictures import curves, pictures
 from nvsubq.training.report_walks import walks
+from nvsubq.training.scores import lower_is_better, score_text
 
+HEADLINES = {"accuracy": "accuracy", "dice": "mean Dice", "rmse": "RMSE", "mse": "MSE", "loss": "loss"}
+"""Metrics of which the first that was measured is the number of the run, and their names on the page."""
 TEMPLATE = "report.html.jinja"
 NONE = "–"
 
@@ -118,21 +121,24 @@ def _test_size(record: Record) -> int:
 def _headline(record: Record) -> dict[str, str] | None:
     """The one number of the run, and how it stands to the best baseline."""
     metrics, split = _final(record)
-    name = next((n for n in ("accuracy", "dice", "rmse", "loss") if metrics.get(n) is not None), None)
+    name = next((n for n in HEADLINES if metrics.get(n) is not None), None)
     if name is None:
         return None
-    label = {"accuracy": "accuracy", "dice": "mean Dice", "rmse": "RMSE", "loss": "loss"}[name]
+    label = HEADLINES[name]
     others = {k: v[name] for k, v in record.figures.get("baselines", {}).items() if v.get(name) is not None}
     beside = ""
     if others and name != "loss":
-        best = (min if name == "rmse" else max)(others, key=lambda k: others[k])
+        best = (min if lower_is_better(name) else max)(others, key=lambda k: others[k])
         # Of the numbers as they are shown, so that they add up on paper.
-        gap = round(metrics[name], 4) - round(others[best], 4)
+        gap = float(score_text(metrics[name])) - float(score_text(others[best]))
         if gap:
-            beside = f"{abs(gap):.4f} {'above' if gap > 0 else 'below'} the best baseline, {best}"
+            side = "above" if gap > 0 else "below"
+            beside = f"{score_text(abs(gap))} {side} the best baseline, {best}"
         else:
             beside = f"equal to the best baseline, {best}"
-    return {"value": f"{metrics[name]:.4f}", "label": f"{split} {label}", "beside": beside}
+    if name == "mse":
+        beside = f"lower is better; {beside}" if beside else "lower is better"
+    return {"value": score_text(metrics[name]), "label": f"{split} {label}", "beside": beside}
 
 
 def _final(record: Record) -> tuple[dict[str, float], str]:
@@ -164,10 +170,12 @@ def scores(record: Record) -> dict[str, Any]:
     return {
         "caption": f"{split}, {where}" if names else "",
         "columns": [_metric_label(name) for name in names],
-        "loss": None if "loss" not in metrics or "loss" in names else f"{metrics['loss']:.4f}",
+        "loss": None
+        if "loss" not in metrics or "loss" in names or metrics["loss"] == metrics.get("mse")
+        else score_text(metrics["loss"]),
         "split": split,
         "rows": [
-            {"name": name, "own": own, "cells": [_number(values.get(column)) for column in names]}
+            {"name": name, "own": own, "cells": [score_text(values.get(column), NONE) for column in names]}
             for name, own, values in rows
         ],
     }
@@ -181,8 +189,6 @@ def _metric_label(name: str) -> str:
     """
     if name == "dice":
         return "mean Dice"
+    if name == "mse":
+        return "MSE"
     return f"Dice, {name[5:].replace('_', ' ')}" if name.startswith("dice_") else name
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"

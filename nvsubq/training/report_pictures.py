@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from nvsubq import viz
+from nvsubq.training.report_answers import answered
 from nvsubq.training.report_data import Record
+from nvsubq.training.report_section import Picture, Section
 
 LISTED = 20
 """Classes whose figures are listed; more are left to metrics.json."""
-
-
-@dataclass
-class Picture:
-    """An image of the page: its data URI, what it shows in words, its width, and a line above it."""
-
-    uri: str
-    alt: str
-    width: int = 960
-    caption: str = ""
-
-
-@dataclass
-class Section:
-    """A part of the page: pictures, and per-class rows `(name, count, value, share in percent)`.
-
-    Rows stand beside the one picture with `beside`; pictures stand beside each other, where they fit, with
-    `flowing`.
-    """
-
-    title: str
-    text: str = ""
-    pictures: list[Picture] = field(default_factory=list)
-    columns: tuple[str, ...] = ()
-    rows: list[tuple[str, str, str, float]] = field(default_factory=list)
-    keys: list[tuple[str, str]] = field(default_factory=list)
-    beside: bool = False
-    flowing: bool = False
 
 
 def curves(record: Record) -> list[Picture]:
@@ -47,7 +20,8 @@ def curves(record: Record) -> list[Picture]:
     if not record.rows:
         return []
     wanted = [
-        ("loss", {"train": "train/loss", "validation": "val/loss"}),
+        # Of a regression the loss is the mean squared error.
+        ("MSE" if record.has("val/mse") else "loss", {"train": "train/loss", "validation": "val/loss"}),
         ("accuracy", {"validation": "val/accuracy"}),
         ("mean Dice", {"validation": "val/dice"}),
         ("RMSE", {"validation": "val/rmse"}),
@@ -63,7 +37,7 @@ def curves(record: Record) -> list[Picture]:
     pictures = []
     for name, series in shown:
         marked = None if name == "learning rate" else best
-        figure = viz.curve(record.epochs, series, title=name, best=marked)
+        figure = viz.curve(record.epochs, series, title=name, best=marked, log=title == "MSE")
         pictures.append(Picture(viz.svg_uri(figure), f"{name} for each epoch", 310))
     return pictures
 
@@ -74,6 +48,8 @@ def pictures(record: Record) -> list[Section]:
     found = record.predictions
     if not names or not found:
         return []
+    if "answers" in found:
+        return answered(record)
     if "probabilities" in found:
         return _classified(record, names)
     return _segmented(record, names) if "confusion" in found else []

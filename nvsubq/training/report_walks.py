@@ -13,7 +13,7 @@ from torch import nn
 from nvsubq import viz
 from nvsubq.models import NDBackbone, NDUNet
 from nvsubq.training.report_data import Record
-from nvsubq.training.report_pictures import Picture, Section
+from nvsubq.training.report_section import Picture, Section
 
 REACH = "receptive_field"
 """Its name in predictions.npz."""

@@ -42,6 +42,11 @@ Segmentation, N test items and M shown ones, those with the lowest Dice first:
 Forecasting, N test items of T steps in time:
 
 * ``indices`` int64 [N], ``squares`` float64 [N, T] (sums of weighted squared errors), ``weights`` [N, T]
+
+Regression, N test items and the first M of them:
+
+* ``indices`` int64 [N], ``squares`` float64 [N] (mean squared error of each), ``shown`` int64 [M],
+  ``inputs`` float32 [M, C, *canvas], ``targets`` and ``answers`` float32 [M, K, *readout]
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from nvsubq.training.nan_watch import NAN_FILE
 from nvsubq.training.position import Position
 from nvsubq.training.progress import EpochProgress
 from nvsubq.training.run_folder import RunFolder
+from nvsubq.training.scores import lower_is_better
 from nvsubq.training.table import final_table, show
 from nvsubq.training.task import Task
 from nvsubq.training.unfinished import fingerprint
@@ -174,7 +175,7 @@ class _Training:
         monitor = config.checkpoint.monitor or task.monitor
         if monitor not in task.scores:
             raise ConfigError(f"`checkpoint.monitor` (={monitor!r}) must be one of {', '.join(task.scores)}.")
-        mode = config.checkpoint.mode or ("min" if monitor.endswith(("/loss", "/rmse", "/mse")) else "max")
+        mode = config.checkpoint.mode or ("min" if lower_is_better(monitor) else "max")
         if mode not in ("max", "min"):
             raise ConfigError(f"`checkpoint.mode` (={mode!r}) must be max, min or null.")
         saved = self.run.link_latest if self.run is not None else lambda: None

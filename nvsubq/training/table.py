@@ -8,6 +8,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from nvsubq.training.scores import score_text
+
 
 def duration(seconds: float) -> str:
     """Seconds as people read them.
@@ -80,15 +82,11 @@ def score_table(figures: dict[str, Any], title: str) -> Group:
     metrics = {k.removeprefix("test/"): v for k, v in figures["metrics"].items() if k.startswith("test/")}
     names = [name for name in metrics if name != "loss"] or list(metrics)
     table = Table("", *names)
-    table.add_row(figures["core_name"], *(_number(metrics[name]) for name in names), style="bold")
+    table.add_row(figures["core_name"], *(score_text(metrics[name]) for name in names), style="bold")
     for label, scores in figures["baselines"].items():
-        table.add_row(label, *(_number(scores.get(name)) for name in names), style="dim")
+        table.add_row(label, *(score_text(scores.get(name)) for name in names), style="dim")
     # A title of rich's is broken to the width of a narrow table.
     return Group(Text(title, style="bold"), table)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def show(console: Console, what: Any) -> None:

@@ -1,5 +1,6 @@
 """Pictures of runs, walks and models, as matplotlib figures that pyplot does not know of."""
 
+from nvsubq.viz.answers import answer_grid, folded
 from nvsubq.viz.confusion import confusion, confusion_counts
 from nvsubq.viz.curves import curve
 from nvsubq.viz.embed import png_uri, svg_uri
@@ -10,12 +11,14 @@ from nvsubq.viz.slices import best_cut, slices
 from nvsubq.viz.style import region_colours
 
 __all__ = [
+    "answer_grid",
     "best_cut",
     "confusion",
     "confusion_counts",
     "curve",
     "distances",
     "example_grid",
+    "folded",
     "neighbour_distances",
     "png_uri",
     "receptive_field",

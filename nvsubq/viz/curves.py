@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from nvsubq.viz.style import LINES, QUIET, in_style, new_figure
 
@@ -25,6 +25,7 @@ def curve(
     best: int | None = None,
     width: float = 310,
     height: float = 235,
+    log: bool = False,
 ) -> Figure:
     """One panel of lines over epochs.
 
@@ -34,6 +35,7 @@ def curve(
         title: above the panel.
         best: the epoch of the best checkpoint, marked by a thin line.
         width, height: in CSS pixels.
+        log: a logarithmic scale, where every value is above 0.
 
     Raises:
         ValueError: a series has another length than `epochs`.
@@ -48,8 +50,12 @@ def curve(
     axes.set_title(title, pad=18, x=-48 / (width - 72))
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
+    if log and all(value is None or value > 0 for values in series.values() for value in values):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
     numbers = np.asarray(epochs, dtype=float) + 1
     drawn = False
     for (name, values), colour in zip(series.items(), _repeat(LINES), strict=False):
