@@ -23,6 +23,7 @@ FLOORS = {
     "viz": 5,
     "bench": 5,
     "data": 5,
+    "study": 6,
     "cli": 6,
 }
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model; takes Hydra overrides, such as core=s5 trainer.max_epochs=2",
     "evaluate": "score a run's checkpoint on its test split",
     "predict": "apply a run's model to files",
+    "study": "run a study: many trainings, one table with error bars",
     "compare": "put runs side by side in one table",
     "bench": "time ops and cores beside the portable path and other packages",
     "doctor": "say what is installed, which backends are active, and why others are not",

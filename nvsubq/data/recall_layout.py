@@ -111,11 +111,20 @@ class Layout:
 
     def places(self, count: int, random: np.random.Generator) -> list[tuple[int, ...]]:
         """Corners of `count` items that overlap neither each other nor the readout."""
-        high = np.array(self.last) + 1
+        high, item = np.array(self.last) + 1, self.item
         while True:
-            taken = [np.array(self.last)]
-            for corner in random.integers(0, high, (CANDIDATES, len(high))):
-                if all((np.abs(corner - other) >= self.item).any() for other in taken):
-                    taken.append(corner)
+            taken = [self.last]
+            # Plain integers: arrays of two or three numbers cost several times as much to compare.
+            for drawn in random.integers(0, high, (CANDIDATES, len(high))).tolist():
+                if not any(_overlap(drawn, other, item) for other in taken):
+                    taken.append(tuple(drawn))
                     if len(taken) > count:
-                        return [tuple(map(int, place)) for place in taken[1:]]
+                        return taken[1:]
+
+
+def _overlap(one: Sequence[int], other: Sequence[int], item: Sequence[int]) -> bool:
+    """Whether items at two corners share a cell."""
+    for axis, size in enumerate(item):  # noqa: SIM110, a generator costs twice as much
+        if not -size < one[axis] - other[axis] < size:
+            return False
+    return True
