@@ -1,4 +1,4 @@
-"""What a study consists of: axes, grids, cells, the recipe of each run; read from `configs/study/NAME.yaml`."""
+"""What a study consists of: axes, grids, cells, overrides; read from `configs/study/NAME.yaml`."""
 
 from __future__ import annotations
 
@@ -179,8 +179,7 @@ def check(config: DictConfig) -> Study:
         for axis, values in entry.items():
             if axis != "reason":
                 _values(f"absent[{number}].{axis}", values)
-    more = plain.get("overrides") or {}
-    _check_overrides(more)
+    more = _overrides(plain.get("overrides") or {})
     study = Study(
         name=str(plain["name"]),
         recipe=str(plain["recipe"]),
@@ -195,6 +194,13 @@ def check(config: DictConfig) -> Study:
     )
     if not study.cells():
         raise ConfigError("the axes and grids of this study leave no run.", "grids")
+    for core in {cell.core for cell in study.cells()} if len(rates) > 1 else ():
+        reason = study.reason_absent(study.choice_cell(core))
+        if reason is not None:
+            raise ConfigError(
+                f"`choose_on` (={on}) must be a cell that every core has; of {core} it is absent: {reason}",
+                "choose_on",
+            )
     return study
 
 
@@ -202,21 +208,26 @@ def _positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
-def _check_overrides(more: dict[str, Any]) -> None:
-    known = ("all", *AXES[:-1])
-    for key, value in more.items():
+def _overrides(given: dict[str, Any]) -> dict[str, Any]:
+    """The overrides, checked; numbers of an axis are strings in YAML, as an override of one needs."""
+    known, found = ("all", *AXES[:-1]), {}
+    for key, value in given.items():
         if key not in known:
             raise ConfigError(
                 f"`overrides.{key}` must be one of {', '.join(known)}.{nearest(str(key), known)}",
                 f"overrides.{key}",
             )
         if key != "all":
-            _values(f"overrides.{key}", list(value), key)
+            value = {int(name) if str(name).isdigit() else name: items for name, items in value.items()}
+            if value:
+                _values(f"overrides.{key}", list(value), key)
         for items in [value] if key == "all" else value.values():
             if not isinstance(items, list) or not all(isinstance(i, str) and "=" in i for i in items):
                 raise ConfigError(
                     f"`overrides.{key}` (={items!r}) must be lists of KEY=VALUE.", f"overrides.{key}"
                 )
+        found[key] = value
+    return found
 
 
 def _values(key: str, values: Any, axis: str | None = None) -> tuple:
@@ -262,7 +273,7 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
 
 
 def by_seed(cells: dict[Cell, list[int]]) -> Iterator[tuple[Cell, int]]:
-    """Cells and seeds, the first seed of every cell first, so that half a study says something of all cells."""
+    """Cells and seeds, the first seed of every cell first: half a study says something of all cells."""
     most = max(map(len, cells.values()), default=0)
     for number in range(most):
         for cell, seeds in cells.items():

@@ -45,6 +45,8 @@ def choose(planned: Planned, folder: Folder, core: str) -> Choice:
     best = min(found.scores, key=lambda rate: found.scores[rate])
     if math.isinf(found.scores[best]):
         found.reason = "it failed with every learning rate"
+        if any(folder.done(run) for run in runs):
+            found.reason = f"no run has {SCORE}: `steps` must reach the end of an epoch"
     else:
         found.rate = best
     return found

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from nvsubq.lazy_config import ConfigError
 from nvsubq.study.plan import Cell, Study, compose_run, hydra_here
 from nvsubq.study.width import Width, find_width
 
@@ -114,8 +115,6 @@ def plan_runs(study: Study) -> Planned:
     Raises:
         ConfigError, HydraException: a cell whose config cannot be made; a note names the cell.
     """
-    from nvsubq.training.build import check_config
-
     planned = Planned(study)
     cells = list(study.cells())
     if len(study.rates) > 1:
@@ -123,19 +122,33 @@ def plan_runs(study: Study) -> Planned:
     with hydra_here():
         for cell in cells:
             try:
-                overrides = study.overrides_of(cell)
-                config = compose_run([*overrides, f"name={study.name}"])
-                check_config(config)
-                width = find_width(config, study.parameters)
+                planned.recipes[cell] = _recipe(study, cell)
             except Exception as error:
                 error.__notes__ = [*getattr(error, "__notes__", ()), f"in the cell {cell.label}"]  # type: ignore[attr-defined]
                 raise
-            dims = [width.width] * len(config.model.depths)
-            with open_dict(config):
-                config.model.dims = dims
-            overrides = [*overrides, f"model.dims=[{','.join(map(str, dims))}]"]
-            planned.recipes[cell] = Recipe(cell, overrides, config, width)
     return planned
+
+
+def _recipe(study: Study, cell: Cell) -> Recipe:
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    from nvsubq.cli.errors import hydra_message
+    from nvsubq.cli.unknown_keys import explain
+    from nvsubq.training.build import check_config
+
+    overrides = study.overrides_of(cell)
+    try:
+        config = compose_run([*overrides, f"name={study.name}"])
+    except HydraException as error:
+        GlobalHydra.instance().clear()  # to explain it a config is composed anew
+        raise ConfigError(explain(error, overrides) or hydra_message(str(error)), "overrides") from None
+    check_config(config)
+    width = find_width(config, study.parameters)
+    dims = [width.width] * len(config.model.depths)
+    with open_dict(config):
+        config.model.dims = dims
+    return Recipe(cell, [*overrides, f"model.dims=[{','.join(map(str, dims))}]"], config, width)
 
 
 class Folder:
