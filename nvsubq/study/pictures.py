@@ -66,9 +66,9 @@ def curves(
         paint: core -> colour.
         title: above the panel.
     """
-    width, height = 470, 290
+    width, height = 520, 290
     figure = new_figure(width, height)
-    axes = figure.add_axes((62 / width, 42 / height, 1 - 168 / width, 1 - 78 / height))
+    axes = figure.add_axes((62 / width, 42 / height, 1 - 190 / width, 1 - 78 / height))
     axes.set_title(title, pad=12)
     axes.set_xlabel("optimizer steps")
     axes.set_yscale("log")
