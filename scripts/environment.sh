@@ -33,7 +33,7 @@ fingerprint() { { pwd && cat pyproject.toml constraints.txt && find csrc -type f
 ensure_environment() {
     extra="$1"
     stamp="$VENV/.nvsubq-$extra"
-    [ "$extra" = train ] && [ -f "$VENV/.nvsubq-test" ] && stamp="$VENV/.nvsubq-test" # test includes train
+    [ -f "$VENV/.nvsubq-test" ] && stamp="$VENV/.nvsubq-test" # test includes train and docs
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; then
         return
     fi
