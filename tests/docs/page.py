@@ -88,9 +88,8 @@ class Page:
                 self._execute(command, block.added)
 
     def _execute(self, command: list[str], added: list[str]) -> None:
-        if train_arguments(command) is not None:
-            place = command.index("train") + 1
-            command = [*command[:place], *QUICK, *command[place:], *added]
+        if train_arguments(command) is not None and not {"--cfg", "--help"} & set(command):
+            command = [*command, *added, *QUICK]
         code, said = self._called(command)
         assert code == 0, f"{shlex.join(command)}: {said}"
 
