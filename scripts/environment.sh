@@ -32,11 +32,12 @@ fingerprint() { { pwd && cat pyproject.toml constraints.txt && find csrc -type f
 
 ensure_environment() {
     extra="$1"
-    stamp="$VENV/.nvsubq-$extra"
-    [ "$extra" = train ] && [ -f "$VENV/.nvsubq-test" ] && stamp="$VENV/.nvsubq-test" # test includes train
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; then
-        return
-    fi
+    now="$(fingerprint)"
+    for stamp in "$VENV/.nvsubq-$extra" "$VENV/.nvsubq-test"; do # test includes train and docs
+        if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$now" ]; then
+            return
+        fi
+    done
     if [ ! -x "$VENV/bin/python" ]; then
         python=$(find_python) || exit 1
         echo "Making the environment $VENV with $("$python" --version) ..."

@@ -146,6 +146,8 @@ def hydra_message(text: str) -> str:
         Could not find 'core/mambo'. Did you mean 'mamba'?
           Available options in 'core': mamba, s5
     """
+    if re.search(r"Could not (?:find|load) 'hydra/launcher/submitit_", text):
+        return "this launcher needs the package 'hydra-submitit-launcher': pip install 'nvsubq[slurm]'"
     lines = [line.strip() for line in text.strip().splitlines()]
     if "Config search path:" in lines:
         lines = lines[: lines.index("Config search path:")]

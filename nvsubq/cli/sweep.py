@@ -60,11 +60,15 @@ class SweepTable(Callback):
             SweepRefused: with the problems of the first bad job; the message names the job.
         """
         from nvsubq.training.build import check_config
+        from nvsubq.training.processes import check_single
 
         global current
         for overrides in jobs(list(config.hydra.overrides.task)):
             try:
-                check_config(compose(kwargs.get("config_name"), overrides=overrides))
+                job = compose(kwargs.get("config_name"), overrides=overrides)
+                check_config(job)
+                if "slurm" not in config.hydra.launcher._target_.lower():
+                    check_single(job.trainer)
             except ConfigError as error:
                 text = f"{error}\n  in the job {' '.join(overrides)}"
                 raise SweepRefused(ConfigError(text, error.key)) from None

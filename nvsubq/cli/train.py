@@ -105,11 +105,11 @@ class _Job:
             quiet_lightning()
             _say("")
             figures = train(config, _shown(folder), command=list(settings.overrides.task))
-        except BaseException:
+        finally:
             from nvsubq.training.run_folder import remove_empty
 
+            # Hydra has made it; a run that goes on with another, or is not the first process, left it empty.
             remove_empty(folder, Path(config.paths.runs))
-            raise
         return figures["metrics"].get("val/accuracy", figures["metrics"].get("val/dice"))
 
 

@@ -80,18 +80,19 @@ class ClassificationTask(Task):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch `(images, targets [B])`."""
-        images, targets = batch
+        (images, targets), count, weight = self.shared(batch, batch_idx)
         logits = self.checked(images, targets).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        self.log_epoch("train/loss", loss, len(targets))
-        return loss
+        self.log_epoch("train/loss", loss, count)
+        return loss * weight
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Scores a batch of validation."""
-        images, targets = batch
+        (images, targets), count, _ = self.shared(batch, batch_idx, "val")
         logits = self.checked(images, targets).float()
-        self.val_accuracy(logits, targets)
-        self.log_epoch("val/loss", F.cross_entropy(logits, targets), len(targets))
+        if count:
+            self.val_accuracy.update(logits, targets)
+        self.log_epoch("val/loss", F.cross_entropy(logits, targets), count)
         self.log("val/accuracy", self.val_accuracy, on_step=False, on_epoch=True)
 
     def on_test_start(self) -> None:

@@ -88,11 +88,11 @@ class ForecastingTask(Task):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch `(fields, targets, weights)`."""
-        fields, targets, weights = batch
+        (fields, targets, weights), count, share = self.shared(batch, batch_idx)
         errors = (self.checked(fields, targets) - targets).square().mean(1) * weights
         loss = errors.sum() / weights.sum().clamp_min(1.0)  # a crop may be all land
-        self.log_epoch("train/loss", loss, len(targets))
-        return loss
+        self.log_epoch("train/loss", loss, count)
+        return loss * share
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Scores a batch of validation."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 import warnings
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from nvsubq.lazy_config import ConfigError, instantiate
-from nvsubq.training import system
+from nvsubq.training import processes, system
 from nvsubq.training.build import build_datamodule, build_task, check_config
 from nvsubq.training.callbacks import EpochFigures, FiniteLoss, MetricsFile
 from nvsubq.training.checkpoints import Checkpoints
@@ -40,9 +39,6 @@ from nvsubq.training.scores import lower_is_better
 from nvsubq.training.table import final_table, show
 from nvsubq.training.task import Task
 from nvsubq.training.unfinished import fingerprint
-
-RUN = "NVSUBQ_RUN"
-"""Environment variable: the folder that the first process has claimed."""
 
 # Lightning warns of what is chosen here on purpose; everything else it warns of is shown.
 QUIET = (
@@ -80,14 +76,13 @@ def train(
     config = config.copy()
     OmegaConf.set_struct(config, True)
     check_config(config)
-    first = getattr(L.pytorch.utilities.rank_zero_only, "rank", 0) == 0
     run = None
-    if first:
+    if processes.is_first():
         same = {"fingerprint": fingerprint(config), "resume": config.get("resume", True)}
         run = RunFolder(folder, Path(config.paths.runs), **same)
-        os.environ[RUN] = str(run.path.resolve())  # for the processes that Lightning starts
-    elif RUN in os.environ:
-        folder = Path(os.environ[RUN])
+        processes.share_folder(run.path.resolve())
+    else:
+        folder = processes.share_folder(None) or folder
     training = _Training(config, run, folder, console)
     try:
         training.prepare()
@@ -237,6 +232,8 @@ class _Training:
         if self.trainer.is_global_zero:
             show(self.console, head)
         resume = str(self.resume) if self.resume is not None else None
+        # Lightning loads a checkpoint first and converts then: under 64-true weights would come back in fp32.
+        self.trainer.strategy.precision_plugin.convert_module(self.task)
         self.trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=resume, weights_only=True)
         if not self.checkpoints.last.is_file():
             raise CheckpointError(

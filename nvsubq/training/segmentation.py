@@ -148,17 +148,18 @@ class SegmentationTask(Task):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch `(images, targets [B, *spatial])`."""
-        images, targets = batch
+        (images, targets), count, weight = self.shared(batch, batch_idx)
         loss = self.loss(self(images), targets)
-        self.log_epoch("train/loss", loss, len(targets))
-        return loss
+        self.log_epoch("train/loss", loss, count)
+        return loss * weight
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Scores a batch of validation."""
-        images, targets = batch
+        (images, targets), count, _ = self.shared(batch, batch_idx, "val")
         logits = self.logits(images)
-        self.val_confusion.update(logits.argmax(1), targets)
-        self.log_epoch("val/loss", self.loss(logits, targets), len(targets))
+        if count:
+            self.val_confusion.update(logits.argmax(1), targets)
+        self.log_epoch("val/loss", self.loss(logits, targets), count)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean Dice of the scored classes over all of validation."""

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
 from nvsubq.training.optim import SCHEDULES, adamw, schedule
+from nvsubq.training.shares import share_of
 
 
 def check_range(
@@ -104,9 +105,29 @@ class Task(L.LightningModule):
         """Class probabilities of the images of a batch."""
         return self.logits(batch[0] if isinstance(batch, (tuple, list)) else batch).float().softmax(1)
 
+    def shared(self, batch: Any, batch_idx: int, split: str = "train") -> tuple[Any, int, float]:
+        """A batch without what is in it a second time, how many of its items count, and their weight.
+
+        With several processes, `share_of` says why. A batch in which nothing counts stays as it is, with 0
+        items and weight 0: every process must take every step.
+
+        Args:
+            batch: a tuple of tensors, items along their first axis.
+            batch_idx: its number in the epoch.
+            split: "train" or "val".
+        """
+        count = len(batch[0])
+        if self._trainer is None or self.trainer.world_size == 1:
+            return batch, count, 1.0
+        loader = self.trainer.train_dataloader if split == "train" else self.trainer.val_dataloaders
+        own, weight = share_of(loader, batch_idx, count)
+        return (tuple(part[:own] for part in batch) if own else batch), own, weight
+
     def log_epoch(self, name: str, value: Any, batch_size: int) -> None:
         """Logs a mean over the epoch, over all processes."""
-        self.log(name, value, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
+        # A float: Lightning would round half of an odd sum down where two processes share it.
+        size: Any = float(batch_size)
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
 
     def predictions(self) -> dict[str, Any]:
         """What the last test run predicted, as arrays (see `run_folder`)."""
@@ -131,6 +152,19 @@ class Task(L.LightningModule):
         """Items in the test split."""
         loaders = self.trainer.test_dataloaders
         return len(loaders.dataset)  # type: ignore[union-attr]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as the trainer says; the norm of gradients in shards is known to FSDP's root alone."""
+        root: Any = self.trainer.strategy.model
+        if gradient_clip_val and gradient_clip_algorithm != "value" and hasattr(root, "clip_grad_norm_"):
+            root.clip_grad_norm_(gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         """AdamW, and the schedule stepped after every optimizer step."""
