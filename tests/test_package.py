@@ -19,6 +19,7 @@ FLOORS = {
     "nd": 3,
     "models": 4,
     "compat": 4,
+    "parallel": 5,
     "training": 5,
     "viz": 5,
     "bench": 5,
