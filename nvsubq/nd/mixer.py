@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nvsubq.nd.factory import ModuleFactory
 from nvsubq.nd.fusion import Fusion
 from nvsubq.nd.schedule import Path, Schedule, plan_scan
+from nvsubq.nd.streams import Beside
 from nvsubq.nd.tables import order_table, slab_table
 from nvsubq.ops.carry import Carry, carried
 from nvsubq.ops.slabs import Slabs
@@ -164,8 +165,10 @@ class NDMixer(nn.Module):
             if path.order != "row_major"
         }
         cells = x.flatten(1, -2)
+        beside = Beside(cells) if slabs.overlap and cells.is_cuda else None
         with carried(Carry(slabs, [size * plane for size in sizes])):
-            return self.fusion(cells, self._walks(cells, shape, False, tables)).reshape(x.shape)
+            walks = self._walks(cells, shape, False, tables, beside)
+            return self.fusion(cells, walks).reshape(x.shape)
 
     def _together(self, cells: Tensor, spatial: torch.Size, token: bool) -> Tensor | None:
         """Two walks along one order as one call, where the core knows how; else None."""
@@ -203,9 +206,17 @@ class NDMixer(nn.Module):
         return self.fusion.proj(out) if out is not None and self.fuse == "concat" else out
 
     def _walks(
-        self, cells: Tensor, spatial: torch.Size, token: bool, tables: dict[int, Tensor] | None = None
+        self,
+        cells: Tensor,
+        spatial: torch.Size,
+        token: bool,
+        tables: dict[int, Tensor] | None = None,
+        beside: Beside | None = None,
     ) -> Iterator[Tensor]:
-        """The outputs of the walks, one after another; `tables` has those of orders that are known."""
+        """The outputs of the walks, one after another.
+
+        `tables` has those of orders that are known; walks from the end run on the stream of `beside`.
+        """
         count = len(self.paths)
         shares = _shares(cells, count) if self.split else [cells] * count
         tables = {} if tables is None else tables  # one table for an order's two ways
@@ -215,8 +226,16 @@ class NDMixer(nn.Module):
                 if id(path.order) not in tables:
                     tables[id(path.order)] = order_table(path.order, spatial, cells.device, token)
                 order = tables[id(path.order)]
-            told = shares[i] if self.direction is None else shares[i] + self.direction[i].to(cells.dtype)
-            yield self._walk(path.core, told, order, path.reverse)
+            if beside is None or not path.reverse:
+                yield self._walk(path.core, self._told(shares[i], i), order, path.reverse)
+                continue
+            with beside:
+                out = self._walk(path.core, self._told(shares[i], i), order, path.reverse)
+            yield beside.joined(out)
+
+    def _told(self, cells: Tensor, walk: int) -> Tensor:
+        """The cells as one walk's core gets them."""
+        return cells if self.direction is None else cells + self.direction[walk].to(cells.dtype)
 
     def _walk(self, name: str, cells: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
         core = getattr(self, name)

@@ -90,7 +90,7 @@ class Carry:
         """
         padded = tail.new_zeros(tail.shape[0], reach, tail.shape[2])
         padded[:, reach - tail.shape[1] :] = tail
-        ends = self.slabs.gather(padded)
+        ends = self.slabs.gather(padded, reverse)
         state = torch.zeros_like(padded)
         for before, taken, end in self._taken(self.place(reverse), reach, reverse):
             state[:, end - taken : end] = ends[self.rank_at(before, reverse)][:, reach - taken :]
@@ -98,7 +98,7 @@ class Carry:
 
     def inputs_back(self, d_state: Tensor, kept: int, reverse: bool) -> Tensor:
         """The gradient of `tail`, `[B, kept, D]`, from those of all slabs' states `[B, reach, D]`."""
-        cotangents = self.slabs.gather(d_state)
+        cotangents = self.slabs.gather(d_state, reverse)
         d_tail = d_state.new_zeros(d_state.shape[0], kept, d_state.shape[2])
         own, reach = self.place(reverse), d_state.shape[1]
         for place in range(own + 1, self.count):
@@ -138,12 +138,11 @@ class Carry:
             final = end(zero()) if place < last else zero()
         decays = None
         if self.count == 2:
-            finals = self.slabs.gather(final)
+            finals = self.slabs.gather(final, reverse)
         else:
             total = decay() if 0 < place < last else zero()
-            finals, decays = self.slabs.gather(
-                torch.stack((final, total.to(final.dtype).expand_as(final)))
-            ).unbind(1)
+            both = torch.stack((final, total.to(final.dtype).expand_as(final)))
+            finals, decays = self.slabs.gather(both, reverse).unbind(1)
         if place == 0:
             return y, saved, None, decays
         state = finals[self.rank_at(0, reverse)]
@@ -174,7 +173,7 @@ class Carry:
         if place > 0:
             grads = back(None)
             own = grads[-1]
-        cotangents = self.slabs.gather(own)
+        cotangents = self.slabs.gather(own, reverse)
         if place == last:
             return grads
         del grads, own

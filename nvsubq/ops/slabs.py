@@ -18,16 +18,19 @@ class Slabs:
     """The processes of a group, each with one slab of a field, in the order of their ranks.
 
     Making one is collective: all processes of the group do it at the same time. Where the group's backend is
-    not gloo it comes with a second group that is, so that sizes are compared without waiting for a GPU.
+    not gloo two more come with it: a gloo group, so that sizes are compared without waiting for a GPU, and
+    one of the same backend for walks from the end.
 
     Args:
         group: of `torch.distributed`; None: all processes.
+        overlap: on CUDA, walks from the end run on a stream of their own beside the others: while the slabs
+            at one end wait for a state, those at the other have one to make.
 
     Raises:
         RuntimeError: `torch.distributed` has not been initialised.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, *, overlap: bool = True) -> None:
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
                 "slabs need processes that know each other: call torch.distributed.init_process_group first."
@@ -35,9 +38,14 @@ class Slabs:
         self.group: Any = dist.group.WORLD if group is None else group
         self.rank, self.count = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.ranks = dist.get_process_group_ranks(self.group)
-        self._sizes = self.group
-        if dist.get_backend(self.group) != "gloo":
-            self._sizes = dist.new_group(self.ranks, backend="gloo", use_local_synchronization=True)
+        self.overlap = overlap
+        self._sizes = self._back = self.group
+        self._flat = dist.get_backend(self.group) != "gloo"
+        if self._flat:
+            options: dict[str, Any] = {"ranks": self.ranks, "use_local_synchronization": True}
+            self._sizes = dist.new_group(backend="gloo", **options)
+            # Exchanges of one group follow each other: those of walks that overlap must not.
+            self._back = dist.new_group(backend=dist.get_backend(self.group), **options)
 
     def __deepcopy__(self, memo: dict) -> Slabs:
         return self  # a copy of a model has its slabs in the same processes
@@ -63,11 +71,15 @@ class Slabs:
             raise ValueError(f"a slab must have at least one cell along axis {axis}; they have {sizes}.")
         return sizes
 
-    def gather(self, x: Tensor) -> Tensor:
-        """`[R, *x.shape]`, the tensors of all processes; not recorded for autograd."""
-        real = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    def gather(self, x: Tensor, back: bool = False) -> Tensor:
+        """`[R, *x.shape]`, the tensors of all processes; not recorded. `back`: for walks from the end."""
+        real = (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).contiguous()
         found = real.new_empty(self.count, *real.shape)
-        dist.all_gather(list(found.unbind()), real.contiguous(), group=self.group)
+        group = self._back if back else self.group
+        if self._flat:
+            dist.all_gather_into_tensor(found, real, group=group)
+        else:
+            dist.all_gather(list(found.unbind()), real, group=group)
         return torch.view_as_complex(found) if x.is_complex() else found
 
     def swap(self, to_before: Tensor, to_after: Tensor) -> tuple[Tensor, Tensor]:

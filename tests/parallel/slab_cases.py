@@ -1,4 +1,4 @@
-"""What each process of a sequence-parallel test runs: models on a slab, beside the same on the whole field."""
+"""What each process of a sequence-parallel test runs: models on a slab, and the same on the whole field."""
 
 from __future__ import annotations
 
