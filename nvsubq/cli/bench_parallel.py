@@ -71,26 +71,35 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
     setting = Setting(args.side, args.width, args.depth, args.repeats)
-    facts = {**machine.facts(), **(machine.gpu(0) if args.on == "cuda" else {})}
+    facts = machine.facts()
     console = bench_shared.new_console()
     rows: list[dict[str, Any]] = []
-    ends: dict[str, str] = {}
-    planes = list(args.planes or ())
-    for processes in dict.fromkeys((1, count)):
-        found, ends[str(processes)] = measure(processes, setting, args.on, planes, args.limit)
-        rows += found
-        console.print(f"{processes} x {args.on}: {ends[str(processes)]}", highlight=False, markup=False)
-        if args.out is not None:  # after each: figures outlive what ends the process
-            written = {"machine": facts, "setting": setting._asdict(), "ends": ends, "rows": rows}
-            report.write_json(args.out, written)
-    if count > 1 and not planes and rows:  # what several make of the largest field of one
-        largest = (
-            max(row["field"][0] for row in rows if row["processes"] == 1) // (PATCH * count) * PATCH * count
-        )
-        found, _ = measure(count, setting, args.on, [largest])
-        rows += found
+    ends: list[str] = []
+
+    def write() -> None:
         if args.out is not None:
-            report.write_json(args.out, {**written, "rows": rows})
+            found = {"machine": facts, "setting": setting._asdict(), "ends": ends, "rows": rows}
+            report.write_json(args.out, found)
+
+    def measured(processes: int, planes: Sequence[int]) -> None:
+        found, end = measure(processes, setting, args.on, planes, args.limit)
+        rows.extend(found)
+        ends.append(f"{processes} x {args.on}: {end}")
+        console.print(ends[-1], highlight=False, markup=False)
+        write()  # after each: figures outlive what ends the process
+
+    for processes in dict.fromkeys((1, count)):
+        measured(processes, args.planes or ())
+    if count > 1 and not args.planes and rows:  # the largest fields of one and of all, with their exchange
+        step = PATCH * count
+        largest = [
+            max((row["field"][0] for row in rows if row["processes"] == processes), default=0) // step * step
+            for processes in (1, count)
+        ]
+        measured(count, sorted({planes for planes in largest if planes}))
+    if args.on == "cuda":  # now: looking at a device takes memory there
+        facts |= machine.gpu(0)
+        write()
     console.print(table(rows), highlight=False)
     return int(not rows)
 
@@ -103,7 +112,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Any:
     for name in ("devices", "field", "cells", "step", "one stream", "no exchange", "share", "sent", "peak"):
         shown.add_column(name, justify="right")
     for row in rows:
-        alone = row["processes"] == 1
+        alone = "exchange_share" not in row
         shown.add_row(
             str(row["processes"]),
             "x".join(map(str, row["field"])),

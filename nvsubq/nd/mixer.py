@@ -165,7 +165,9 @@ class NDMixer(nn.Module):
             if path.order != "row_major"
         }
         cells = x.flatten(1, -2)
-        beside = Beside(cells) if slabs.overlap and cells.is_cuda else None
+        # A shared core's weights may be cast for one walk and used by the next: these follow each other.
+        overlap = slabs.overlap and cells.is_cuda and self.share == "none"
+        beside = Beside(cells) if overlap else None
         with carried(Carry(slabs, [size * plane for size in sizes])):
             walks = self._walks(cells, shape, False, tables, beside)
             return self.fusion(cells, walks).reshape(x.shape)

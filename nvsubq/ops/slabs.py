@@ -40,8 +40,7 @@ class Slabs:
         self.ranks = dist.get_process_group_ranks(self.group)
         self.overlap = overlap
         self._sizes = self._back = self.group
-        self._flat = dist.get_backend(self.group) != "gloo"
-        if self._flat:
+        if dist.get_backend(self.group) != "gloo":
             options: dict[str, Any] = {"ranks": self.ranks, "use_local_synchronization": True}
             self._sizes = dist.new_group(backend="gloo", **options)
             # Exchanges of one group follow each other: those of walks that overlap must not.
@@ -75,11 +74,7 @@ class Slabs:
         """`[R, *x.shape]`, the tensors of all processes; not recorded. `back`: for walks from the end."""
         real = (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).contiguous()
         found = real.new_empty(self.count, *real.shape)
-        group = self._back if back else self.group
-        if self._flat:
-            dist.all_gather_into_tensor(found, real, group=group)
-        else:
-            dist.all_gather(list(found.unbind()), real, group=group)
+        dist.all_gather(list(found.unbind()), real, group=self._back if back else self.group)
         return torch.view_as_complex(found) if x.is_complex() else found
 
     def swap(self, to_before: Tensor, to_after: Tensor) -> tuple[Tensor, Tensor]:

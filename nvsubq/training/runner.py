@@ -36,6 +36,7 @@ from nvsubq.training.nan_watch import NAN_FILE
 from nvsubq.training.position import Position
 from nvsubq.training.progress import EpochProgress
 from nvsubq.training.run_folder import RunFolder
+from nvsubq.training.sharded import is_sharded
 from nvsubq.training.table import final_table, show
 from nvsubq.training.task import Task
 from nvsubq.training.unfinished import fingerprint
@@ -230,9 +231,9 @@ class _Training:
 
     def fit(self) -> None:
         """Trains."""
-        parameters = sum(p.numel() for p in self.task.model.parameters())
+        self.parameters = sum(p.numel() for p in self.task.model.parameters())
         core = core_name(self.config)
-        head = f"{self.config.name}: {core}, {parameters:,} parameters, {self.folder}"
+        head = f"{self.config.name}: {core}, {self.parameters:,} parameters, {self.folder}"
         if self.trainer.is_global_zero:
             show(self.console, head)
         resume = str(self.resume) if self.resume is not None else None
@@ -252,7 +253,9 @@ class _Training:
         tested_with = self.config.test_with
         tested: dict[str, float] = {}
         if tested_with is not None:
-            if tested_with == "best":
+            if is_sharded(self.trainer):
+                self.task = self._whole(tested_with)
+            elif tested_with == "best":
                 load_weights(self.task, self.checkpoints.best)
             self.trainer.test(self.task, datamodule=self.datamodule, verbose=False)
             tested = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
@@ -273,7 +276,7 @@ class _Training:
             "baselines": {},
             "classes": self.task.class_names,
             "scored_classes": getattr(self.task, "scored_classes", None),
-            "parameters": sum(p.numel() for p in self.task.model.parameters()),
+            "parameters": self.parameters,
             "train_s": self.position.seconds,
             "test_s": test_seconds,
             "total_s": time.perf_counter() - started,
@@ -292,7 +295,7 @@ class _Training:
         # The result is safe before the baselines, which fit models of their own, and the report are made.
         self.run.write_metrics(figures)
         if tested_with is not None:
-            seen = self._reach() if self.config.report else {}
+            seen = self._reach(tested_with) if self.config.report else {}
             self.run.write_predictions(self.task.predictions() | seen)
             if self.config.baselines and not self.config.trainer.get("fast_dev_run", False):
                 figures["baselines"] = self.datamodule.baselines()
@@ -309,10 +312,18 @@ class _Training:
         self.run.mark.remove()
         return figures | {"folder": str(self.folder)}
 
-    def _reach(self) -> dict[str, Any]:
+    def _whole(self, tested_with: str) -> Task:
+        """A fresh task with the weights of a checkpoint, where those of the trained one are in pieces."""
+        task = build_task(self.config, self.datamodule)
+        load_weights(task, self.checkpoints.best if tested_with == "best" else self.checkpoints.last)
+        return task
+
+    def _reach(self, tested_with: str) -> dict[str, Any]:
         from nvsubq.training.report_walks import reach
 
-        return reach(self.task.model, self.datamodule, self.trainer)
+        sharded = is_sharded(self.trainer)
+        model = self._whole(tested_with).model.to(self.task.device) if sharded else self.task.model
+        return reach(model, self.datamodule, self.trainer)
 
 
 def write_report(run: Path) -> None:

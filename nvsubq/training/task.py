@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
-from nvsubq.training.optim import SCHEDULES, adamw, schedule
+from nvsubq.training.optim import SCHEDULES, adamw, ranks_of, schedule
+from nvsubq.training.sharded import clip_sharded, is_sharded
 
 
 def check_range(
@@ -70,6 +71,7 @@ class Task(L.LightningModule):
         if len(betas) != 2:
             raise ValueError(f"`betas` (={list(betas)}) must be two numbers.")
         self.model = model
+        self._ranks = ranks_of(model)
         self.class_names = [str(name) for name in class_names]
         self.num_classes = len(self.class_names)
         self.lr = check_range("lr", lr, 0.0, open_low=True)
@@ -132,6 +134,15 @@ class Task(L.LightningModule):
         loaders = self.trainer.test_dataloaders
         return len(loaders.dataset)  # type: ignore[union-attr]
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's, and that of sharded weights, which it leaves to the model."""
+        if is_sharded(self.trainer):
+            clip_sharded(self.trainer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> Any:
         """AdamW, and the schedule stepped after every optimizer step."""
         steps = self.trainer.estimated_stepping_batches
@@ -144,7 +155,12 @@ class Task(L.LightningModule):
         # Lightning cannot clip the gradients of a fused optimizer under mixed precision.
         fused = not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
         optimizer = adamw(
-            self.model, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=fused
+            self.model,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            fused=fused,
+            ranks=self._ranks,
         )
         factor = schedule(self.schedule, steps, self.warmup, self.final_lr, clock)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

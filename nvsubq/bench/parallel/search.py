@@ -80,7 +80,7 @@ def _process(
     at = 0
     try:
         for at in planes or _larger(training, limit):
-            found = training.measured(at)
+            found = training.measured(at, brief=not planes)
             if rank == 0:
                 with Path(folder, "found").open("a") as file:
                     file.write(json.dumps(found) + "\n")

@@ -96,15 +96,19 @@ class Training:
             sum_gradients(self.model, self.slabs)
         self.optimizer.step()
 
-    def measured(self, planes: int) -> dict[str, Any]:
-        """Time, memory and exchange of a step on a field of so many planes, the slowest process's."""
+    def measured(self, planes: int, *, brief: bool = False) -> dict[str, Any]:
+        """Time, memory and exchange of a step on a field of so many planes, the slowest process's.
+
+        With `brief` of one step alone, and without what the exchange costs.
+        """
         image, target = self.fields(planes)
         run = partial(self.step, image, target)
         self._reset_peak()
         run()
         self.slabs.sent = 0
-        seconds = self._seconds(run)
-        sent = self.slabs.sent // self.setting.repeats
+        repeats = 1 if brief else self.setting.repeats
+        seconds = self._seconds(run, repeats)
+        sent = self.slabs.sent // repeats
         peak = self._peak()
         found: dict[str, Any] = {
             "processes": self.slabs.count,
@@ -113,19 +117,21 @@ class Training:
             "step_s": seconds,
             "peak_bytes": peak,
         }
-        if self.slabs.count == 1:
+        if self.slabs.count == 1 or brief:
             return found
         found["sent_bytes"] = sent
-        found["step_without_overlap_s"] = self._seconds(run, overlap=False)
-        found["step_without_exchange_s"] = self._seconds(run, alone=True)
+        found["step_without_overlap_s"] = self._seconds(run, repeats, overlap=False)
+        found["step_without_exchange_s"] = self._seconds(run, repeats, alone=True)
         found["exchange_share"] = max(0.0, 1 - found["step_without_exchange_s"] / seconds)
         return found
 
-    def _seconds(self, run: Callable[[], None], *, alone: bool = False, overlap: bool = True) -> float:
+    def _seconds(
+        self, run: Callable[[], None], repeats: int, *, alone: bool = False, overlap: bool = True
+    ) -> float:
         self.slabs.alone, self.slabs.overlap = alone, overlap
         try:
             times = []
-            for _ in range(self.setting.repeats):
+            for _ in range(repeats):
                 dist.barrier()
                 self._synchronize()
                 start = time.perf_counter()
