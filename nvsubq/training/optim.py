@@ -14,7 +14,12 @@ SCHEDULES = ("cosine", "constant")
 
 def ranks_of(model: nn.Module) -> dict[str, int]:
     """The number of axes of each parameter, by name: where weights are sharded they are flat."""
-    return {name: p.ndim for name, p in model.named_parameters()}
+    return {_plain(name): p.ndim for name, p in model.named_parameters()}
+
+
+def _plain(name: str) -> str:
+    """The name of a parameter without the modules that FSDP puts around others."""
+    return name.replace("_fsdp_wrapped_module.", "")
 
 
 def parameter_groups(
@@ -47,8 +52,8 @@ def parameter_groups(
         )
     trainable = {name: p for name, p in named.items() if p.requires_grad}
     ranks = ranks_of(model) | (ranks or {})
-    decays = [p for name, p in trainable.items() if ranks[name] >= 2 and name not in exempt]
-    rests = [p for name, p in trainable.items() if ranks[name] < 2 or name in exempt]
+    decays = [p for name, p in trainable.items() if ranks[_plain(name)] >= 2 and name not in exempt]
+    rests = [p for name, p in trainable.items() if ranks[_plain(name)] < 2 or name in exempt]
     groups = [{"params": decays, "weight_decay": weight_decay}, {"params": rests, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

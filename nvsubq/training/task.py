@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
 from nvsubq.training.optim import SCHEDULES, adamw, ranks_of, schedule
-from nvsubq.training.sharded import clip_sharded, is_sharded
 
 
 def check_range(
@@ -135,13 +134,17 @@ class Task(L.LightningModule):
         return len(loaders.dataset)  # type: ignore[union-attr]
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's, and that of sharded weights, which it leaves to the model."""
-        if is_sharded(self.trainer):
-            clip_sharded(self.trainer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clips as the trainer says; the norm of gradients in shards is known to FSDP's root alone."""
+        root: Any = self.trainer.strategy.model
+        if gradient_clip_val and gradient_clip_algorithm != "value" and hasattr(root, "clip_grad_norm_"):
+            root.clip_grad_norm_(gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         """AdamW, and the schedule stepped after every optimizer step."""

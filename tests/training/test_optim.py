@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from nvsubq.training.optim import adamw, parameter_groups, ranks_of, schedule
-from nvsubq.training.sharded import clip_sharded
 
 
 class Model(nn.Module):
@@ -34,31 +32,17 @@ def test_groups_honour_no_weight_decay():
 
 
 def test_groups_of_weights_in_pieces():
-    """Sharded weights are flat: what they were decides."""
+    """FSDP makes weights flat and puts modules of its own between: what they were decides."""
     model = Model({"a_log"})
     ranks = ranks_of(model)
     for module, name in ((model.inner, "weight"), (model, "a_log")):
         setattr(module, name, nn.Parameter(getattr(module, name).detach().flatten()[:2]))
+    wrapped = nn.Module()
+    wrapped._fsdp_wrapped_module = model.inner
+    model.inner = wrapped
     decays, rests = parameter_groups(model, 0.1, ranks)
-    assert [id(p) for p in decays["params"]] == [id(model.inner.weight)]
-    assert {id(p) for p in rests["params"]} == {id(model.inner.bias), id(model.a_log)}
-
-
-def test_weights_in_pieces_are_clipped_by_their_owner():
-    class Sharded(nn.Linear):
-        clipped = None
-
-        def clip_grad_norm_(self, value):
-            self.clipped = value
-
-    model = Sharded(2, 2)
-    trainer = SimpleNamespace(strategy=SimpleNamespace(model=model))
-    clip_sharded(trainer, None, "norm")
-    assert model.clipped is None
-    clip_sharded(trainer, 0.5, None)
-    assert model.clipped == 0.5
-    with pytest.raises(ValueError, match=r"`trainer\.gradient_clip_algorithm` \(='value'\) must be norm"):
-        clip_sharded(trainer, 0.5, "value")
+    assert [id(p) for p in decays["params"]] == [id(wrapped._fsdp_wrapped_module.weight)]
+    assert {id(p) for p in rests["params"]} == {id(wrapped._fsdp_wrapped_module.bias), id(model.a_log)}
 
 
 def test_name_that_the_model_has_not():
