@@ -107,17 +107,6 @@ class Slabs:
         """As `gather`, recorded: the loss is the sum of the processes' own, and so are gradients."""
         return _Gathered.apply(self, x)  # type: ignore[no-any-return]
 
-    def neighbours(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the end of the slab before and the beginning of the one after, zeros where there is none.
-
-        Recorded by autograd in every process, also at the ends, so that all of them meet in the backward.
-
-        Args:
-            first: the beginning of this slab, which the one before needs.
-            last: its end, which the one after needs.
-        """
-        return _Neighbours.apply(self, first, last)  # type: ignore[no-any-return]
-
     def __repr__(self) -> str:
         return f"Slabs(rank={self.rank}, count={self.count})"
 
@@ -132,17 +121,3 @@ class _Gathered(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         return None, ctx.slabs.gather(grad)[:, ctx.slabs.rank].sum(0)
-
-
-class _Neighbours(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, slabs: Slabs, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        ctx.slabs = slabs
-        return slabs.swap(first, last)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_before: Tensor, d_after: Tensor):  # type: ignore[override]
-        # What came before the next slab was the end of this one: its gradient comes from there.
-        d_first, d_last = ctx.slabs.swap(d_before, d_after)
-        return None, d_first, d_last

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nvsubq.cores.base import LTV_LRNN
 from nvsubq.cores.streaming import CELLWISE
+from nvsubq.models.edges import is_convolution
 from nvsubq.nd.mixer import NDMixer
 from nvsubq.ops.slabs import Slabs
 
@@ -60,7 +61,7 @@ def _cut(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
         return
     known = hasattr(type(module), "slabs")
     for key, child in module.named_children():
-        if not (known and type(child).__name__.startswith("Conv") and _is_of_torch(child)):
+        if not (known and is_convolution(child)):
             yield from _cut(child, f"{name}.{key}")
 
 
