@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from nvsubq.bench.parallel import search
+from nvsubq.bench.parallel.step import Setting
 from nvsubq.cli.main import main
 
 
@@ -28,6 +29,14 @@ def test_a_run_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert 0 <= two["exchange_share"] < 1
     assert two["sent_bytes"] > 0
     assert min(one["step_s"], two["step_s"], two["step_without_exchange_s"]) > 0
+
+
+def test_full_memory_ends_the_processes_and_keeps_what_was_found() -> None:
+    setting = Setting(side=8, width=8, depth=1, repeats=1)
+    found, end = search.measure(2, setting, "cpu", [8, 8 * 10**12])
+    assert [row["field"] for row in found] == [[8, 8, 8]]
+    assert end.startswith("8000000000000 planes: ")
+    assert "memory" in end
 
 
 class Device:
