@@ -19,6 +19,7 @@ FLOORS = {
     "nd": 3,
     "models": 4,
     "compat": 4,
+    "parallel": 5,
     "training": 5,
     "viz": 5,
     "bench": 5,
@@ -69,11 +70,12 @@ def test_lazy_config_imports_no_torch() -> None:
 
 def test_import_costs_little_beside_torch() -> None:
     code = (
-        "import time, torch\nstart = time.process_time()\n"
+        "import time\nbegin = time.process_time()\nimport torch\nstart = time.process_time()\n"
         "import nvsubq; nvsubq.NDBackbone, nvsubq.LazyConfig, nvsubq.backends\n"
-        "print(time.process_time() - start)"
+        "print((time.process_time() - start) / (start - begin))"
     )
-    assert min(float(run_python(code)) for _ in range(3)) <= 0.3
+    # A share of torch's own import, 0.3 s where that takes 1.2: machines and their moods cancel out.
+    assert min(float(run_python(code)) for _ in range(3)) <= 0.25
 
 
 def imports_of(path: Path) -> set[str]:

@@ -1,13 +1,13 @@
-"""`nvsubq bench`: ops and cores timed on this machine, on the CPU or on a CUDA device."""
+"""`nvsubq bench`: ops and cores timed on this machine, on the CPU, on a CUDA device or on several."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from nvsubq.cli import bench_cpu, bench_gpu
+from nvsubq.cli import bench_cpu, bench_gpu, bench_parallel
 
-DEVICES = {"cpu": bench_cpu, "gpu": bench_gpu}
+DEVICES = {"cpu": bench_cpu, "gpu": bench_gpu, "parallel": bench_parallel}
 
 
 def add_parser(subparsers: Any) -> None:

@@ -32,7 +32,9 @@ class LTV_LRNN(nn.Module, ABC):
 
     A subclass sets `d_model`, and `use_fast_path` and `layer_idx` where it has them. It says in
     `discretizations` what it takes, and in `capturable` whether a CUDA graph may replay its step: True where
-    that reads and writes nothing but tensors, those of the cache in place, and not `seqlen_offset`.
+    that reads and writes nothing but tensors, those of the cache in place, and not `seqlen_offset`. In
+    `carries` it says whether all that its walk carries along goes through the scans and the convolution of
+    `nvsubq.ops`: then the walk may go on in other processes (`nvsubq.parallel`).
 
     Args:
         discretization: one of the class's `discretizations`; `no_discretization` means that the core's
@@ -46,6 +48,7 @@ class LTV_LRNN(nn.Module, ABC):
     discretizations: ClassVar[tuple[str | None, ...]] = DISCRETIZATIONS["LTV_LRNN"]
     causal: bool = True
     capturable: bool | None = None
+    carries: ClassVar[bool] = False
     use_fast_path: bool = True
     layer_idx: int | None = None
     d_model: int

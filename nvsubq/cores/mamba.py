@@ -81,6 +81,7 @@ class Mamba(LTV_LRNN):
 
     discretizations = DISCRETIZATIONS["Mamba"]
     capturable = True
+    carries = True
 
     def __init__(
         self,

@@ -76,6 +76,7 @@ class Mamba2(LTV_LRNN):
 
     discretizations = DISCRETIZATIONS["Mamba2"]
     capturable = True
+    carries = True
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class RGLRU(LTV_LRNN):
 
     discretizations = DISCRETIZATIONS["RGLRU"]
     capturable = True
+    carries = True
 
     def __init__(
         self,

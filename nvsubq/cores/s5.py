@@ -65,6 +65,7 @@ class S5(LTV_LRNN):
 
     discretizations = DISCRETIZATIONS["S5"]
     capturable = True
+    carries = True
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class S7(LTV_LRNN):
 
     discretizations = DISCRETIZATIONS["S7"]
     capturable = True
+    carries = True
 
     def __init__(
         self,

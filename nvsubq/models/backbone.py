@@ -28,6 +28,7 @@ from nvsubq.models.shapes import (
 )
 from nvsubq.nd.factory import ModuleFactory
 from nvsubq.nd.mixer import NDMixer
+from nvsubq.ops.slabs import Slabs
 
 __all__ = ["NDBackbone"]
 
@@ -83,6 +84,9 @@ class NDBackbone(FeatureMethods, Pretrained):
         >>> [tuple(x.shape) for x in deep.forward_stages(torch.randn(3, 1, 28, 31))]
         [(3, 7, 8, 16), (3, 4, 4, 32)]
     """
+
+    slabs: Slabs | None = None
+    """The processes that have a slab each of the input along its first axis (`nvsubq.parallel`)."""
 
     def __init__(
         self,
@@ -170,7 +174,9 @@ class NDBackbone(FeatureMethods, Pretrained):
 
     def forward_blocks(self, x: Tensor) -> Iterator[Tensor]:
         """The tokens after each block, `[B, *grid, C]`, one after another."""
-        check_field(x, self.spatial_dims, self.in_channels, self.patch_size)
+        whole = self.slabs is None or x.dim() != self.spatial_dims + 2
+        least = self.patch_size if whole else (1, *self.patch_size[1:])  # the last slab may end in a patch
+        check_field(x, self.spatial_dims, self.in_channels, least)
         x = plain_tensor(x)
         x = F.dropout(self.pos_embed(self.patch_embed(x)), self.drop_rate, self.training)
         spatial = None
@@ -194,9 +200,19 @@ class NDBackbone(FeatureMethods, Pretrained):
             x = x[:, -1]
         elif self.global_pool != "none":
             tokens = x.flatten(1, -2) if self.class_token is None else x[:, :-1]
-            x = tokens.mean(1) if self.global_pool == "avg" else tokens.amax(1)
+            if self.slabs is not None:
+                x = self._pooled(tokens, self.slabs)
+            else:
+                x = tokens.mean(1) if self.global_pool == "avg" else tokens.amax(1)
         x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.head(x)
+
+    def _pooled(self, tokens: Tensor, slabs: Slabs) -> Tensor:
+        """Pool `[B, L, C]` over the tokens of all slabs; every process has the result."""
+        if self.global_pool == "max":
+            return slabs.gathered(tokens.amax(1)).amax(0)
+        total = sum(slabs.layout(tokens.shape))
+        return slabs.gathered(tokens.sum(1)).sum(0) / total
 
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Make learned positions for another usual size, by interpolation; any size runs without it, too."""

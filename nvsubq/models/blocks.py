@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvsubq.models.edges import convolve
 from nvsubq.models.patch import CONVOLUTIONS
+from nvsubq.ops.slabs import Slabs
 
 __all__ = ["MLP", "NORMS", "Block", "DropPath", "LocalConv", "make_norm"]
 
@@ -48,6 +50,8 @@ class DropPath(nn.Module):
         rate: probability that a sample's branch is dropped; the others are scaled by 1 / (1 - rate).
     """
 
+    slabs: Slabs | None = None
+
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
@@ -57,6 +61,8 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.rate)
+        if self.slabs is not None:  # a sample lies in all slabs
+            keep = self.slabs.same(keep)
         return x * keep.div_(1 - self.rate)
 
     def extra_repr(self) -> str:
@@ -76,6 +82,8 @@ class LocalConv(nn.Module):
         torch.Size([2, 5, 7, 8])
     """
 
+    slabs: Slabs | None = None
+
     def __init__(self, spatial_dims: int, dim: int, kernel_size: int) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
@@ -84,7 +92,7 @@ class LocalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, *grid, C]` to the same shape."""
-        return self.conv(x.movedim(-1, 1)).movedim(1, -1)
+        return convolve(self.conv, x.movedim(-1, 1), self.slabs).movedim(1, -1)
 
 
 class Block(nn.Module):

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvsubq.models.edges import check_cut, convolve
+from nvsubq.ops.slabs import Slabs
+
 __all__ = ["ConvNd", "ConvStem", "PatchEmbed", "PatchExpand", "PatchMerge"]
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -26,6 +29,8 @@ class ConvNd(nn.Module):
         in_channels, out_channels: widths.
         kernel_size, stride: one for each axis.
     """
+
+    slabs: Slabs | None = None
 
     def __init__(
         self,
@@ -48,7 +53,7 @@ class ConvNd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, *spatial, in_channels]` to `[B, *spatial / stride, out_channels]`."""
-        return self.conv(x.movedim(-1, 1)).movedim(1, -1)
+        return convolve(self.conv, x.movedim(-1, 1), self.slabs).movedim(1, -1)
 
 
 class PatchWeights(nn.Module):
@@ -85,6 +90,8 @@ class PatchEmbed(nn.Module):
         torch.Size([2, 7, 8, 16])
     """
 
+    slabs: Slabs | None = None
+
     def __init__(self, in_channels: int, dim: int, *, patch_size: Sequence[int]) -> None:
         super().__init__()
         self.patch_size = tuple(patch_size)
@@ -96,6 +103,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, *spatial]` to `[B, *grid, dim]`."""
+        if self.slabs is not None:
+            check_cut(self.slabs, x, axis=2, multiple=self.patch_size[0])
         missing = [-size % patch for size, patch in zip(x.shape[2:], self.patch_size, strict=True)]
         if any(missing):
             x = F.pad(x, [amount for size in reversed(missing) for amount in (0, size)])
@@ -166,12 +175,16 @@ class PatchMerge(nn.Module):
         torch.Size([2, 4, 4, 16])
     """
 
+    slabs: Slabs | None = None
+
     def __init__(self, spatial_dims: int, dim: int, out_dim: int) -> None:
         super().__init__()
         self.proj = nn.Linear(dim * 2**spatial_dims, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, *grid, dim]` to `[B, *ceil(grid / 2), out_dim]`."""
+        if self.slabs is not None:
+            check_cut(self.slabs, x, axis=1, multiple=2)
         batch, *grid, dim = x.shape
         if any(size % 2 for size in grid):
             x = F.pad(x, [0, 0, *(amount for size in reversed(grid) for amount in (0, size % 2))])

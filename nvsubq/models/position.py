@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvsubq.ops.slabs import Slabs
+
 __all__ = ["POSITIONS", "PositionEmbedding"]
 
 POSITIONS = ("sincos", "axes", "learned", "none")
@@ -36,6 +38,8 @@ class PositionEmbedding(nn.Module):
         torch.Size([2, 5, 9, 8])
     """
 
+    slabs: Slabs | None = None
+
     def __init__(self, kind: str, dim: int, grid: Sequence[int] | None = None) -> None:
         super().__init__()
         if kind not in POSITIONS:
@@ -56,17 +60,22 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the codes to `x` `[B, *grid, C]`."""
-        grid = x.shape[1:-1]
+        grid, own = x.shape[1:-1], slice(None)
+        if self.slabs is not None and self.kind != "none":  # the code of a place in the whole field
+            sizes = self.slabs.layout(x.shape)
+            first = sum(sizes[: self.slabs.rank])
+            own = slice(first, first + grid[0])
+            grid = torch.Size((sum(sizes), *grid[1:]))
         if self.kind == "sincos":
-            return x + (self._sincos(grid, x.shape[-1], x.device) * self.gain).to(x.dtype)
+            return x + (self._sincos(grid, x.shape[-1], x.device, own) * self.gain).to(x.dtype)
         if self.kind == "learned":
-            return x + _resized(self.table, grid).to(x.dtype)
+            return x + _resized(self.table, grid)[own].to(x.dtype)
         if self.kind == "axes":
             for axis, table in enumerate(self.tables):
-                size = grid[axis]
                 shape = [1] * len(grid)
-                shape[axis] = size
-                x = x + _resized(table, (size,)).reshape(*shape, -1).to(x.dtype)
+                shape[axis] = -1
+                code = _resized(table, (grid[axis],))[own if axis == 0 else slice(None)]
+                x = x + code.reshape(*shape, table.shape[-1]).to(x.dtype)
         return x
 
     @torch.no_grad()
@@ -80,14 +89,14 @@ class PositionEmbedding(nn.Module):
             pairs = zip(self.tables, grid, strict=True)
             self.tables = nn.ParameterList(nn.Parameter(_resized(t, (n,)).clone()) for t, n in pairs)
 
-    def _sincos(self, grid: torch.Size, dim: int, device: torch.device) -> Tensor:
-        key = (tuple(grid), device)
+    def _sincos(self, grid: torch.Size, dim: int, device: torch.device, own: slice) -> Tensor:
+        key = (tuple(grid), device, own.start, own.stop)
         if key not in self._cache:
             if len(self._cache) >= CACHED_GRIDS:
                 self._cache.pop(next(iter(self._cache)))
             # A table made under inference_mode (validation runs first) could never be saved for backward.
             with torch.inference_mode(False), torch.no_grad():
-                self._cache[key] = sincos_table(grid, dim).to(device)
+                self._cache[key] = sincos_table(grid, dim, own).to(device)
         return self._cache[key]
 
     def __getstate__(self) -> dict:
@@ -97,13 +106,18 @@ class PositionEmbedding(nn.Module):
         return self.kind
 
 
-def sincos_table(grid: Sequence[int], dim: int) -> Tensor:
-    """Sines and cosines of the cell's index along each axis, `[*grid, dim]`; channels left over stay 0."""
+def sincos_table(grid: Sequence[int], dim: int, planes: slice = slice(None)) -> Tensor:
+    """Sines and cosines of the cell's index along each axis, `[*grid, dim]`; channels left over stay 0.
+
+    With `planes` those of these cells of the first axis alone.
+    """
     pairs = max(1, dim // (2 * len(grid)))
     rates = LONGEST ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
-    table = torch.zeros(*grid, dim)
-    for axis, size in enumerate(grid):
-        angles = torch.arange(size, dtype=torch.float64)[:, None] * rates
+    places = [torch.arange(size, dtype=torch.float64) for size in grid]
+    places[0] = places[0][planes]
+    table = torch.zeros(*map(len, places), dim)
+    for axis, place in enumerate(places):
+        size, angles = len(place), place[:, None] * rates
         codes = torch.cat([angles.sin(), angles.cos()], dim=1).float()  # (size, 2 pairs)
         first = 2 * pairs * axis
         room = max(

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from nvsubq.nd.factory import ModuleFactory
 from nvsubq.nd.fusion import Fusion
 from nvsubq.nd.schedule import Path, Schedule, plan_scan
-from nvsubq.nd.tables import order_table
+from nvsubq.nd.streams import Beside
+from nvsubq.nd.tables import order_table, slab_table
+from nvsubq.ops.carry import Carry, carried
+from nvsubq.ops.slabs import Slabs
 from nvsubq.ops.tracing import exporting
 from nvsubq.ops.walks import plan_walk
 
@@ -69,6 +72,9 @@ class NDMixer(nn.Module):
         >>> NDMixer(Mamba, d_model=16, bidirectional=True, scan=cross).core_layer_1_rev.d_model
         4
     """
+
+    slabs: Slabs | None = None
+    """The processes that have a slab each of the field along its first axis (`nvsubq.parallel`)."""
 
     def __init__(
         self,
@@ -136,12 +142,35 @@ class NDMixer(nn.Module):
                 f"`x` has shape {tuple(x.shape)}; with `spatial` (={tuple(spatial)}) it must be "
                 f"[B, L + 1, C], here [B, {math.prod(spatial) + 1}, C]."
             )
+        if self.slabs is not None and self.slabs.count > 1:
+            return self._on_slab(x, self.slabs, token)
         shape = x.shape[1:-1] if spatial is None else torch.Size(spatial)
         cells = x.flatten(1, -2)  # (B, L, C), a view where memory allows
         out = (self._apart if self.split else self._together)(cells, shape, token)
         if out is None:
             out = self.fusion(cells, self._walks(cells, shape, token))
         return out.reshape(x.shape)
+
+    def _on_slab(self, x: Tensor, slabs: Slabs, token: bool) -> Tensor:
+        """Mix the cells of one slab of a field; what its walks carry goes on in the other processes."""
+        if token or torch.compiler.is_compiling():
+            what = "a class token" if token else "torch.compile"
+            raise ValueError(f"{what} does not go with a field in slabs.")
+        sizes = slabs.layout(x.shape)
+        shape = x.shape[1:-1]
+        plane = math.prod(shape[1:])
+        tables = {
+            id(path.order): slab_table(path.order, shape, sizes, slabs.rank, x.device)
+            for path in self.paths
+            if path.order != "row_major"
+        }
+        cells = x.flatten(1, -2)
+        # A shared core's weights may be cast for one walk and used by the next: these follow each other.
+        overlap = slabs.overlap and cells.is_cuda and self.share == "none"
+        beside = Beside(cells) if overlap else None
+        with carried(Carry(slabs, [size * plane for size in sizes])):
+            walks = self._walks(cells, shape, False, tables, beside)
+            return self.fusion(cells, walks).reshape(x.shape)
 
     def _together(self, cells: Tensor, spatial: torch.Size, token: bool) -> Tensor | None:
         """Two walks along one order as one call, where the core knows how; else None."""
@@ -178,19 +207,37 @@ class NDMixer(nn.Module):
         out: Tensor | None = walk_apart(others, cells, orders, [path.reverse for path in self.paths])
         return self.fusion.proj(out) if out is not None and self.fuse == "concat" else out
 
-    def _walks(self, cells: Tensor, spatial: torch.Size, token: bool) -> Iterator[Tensor]:
-        """The outputs of the walks, one after another."""
+    def _walks(
+        self,
+        cells: Tensor,
+        spatial: torch.Size,
+        token: bool,
+        tables: dict[int, Tensor] | None = None,
+        beside: Beside | None = None,
+    ) -> Iterator[Tensor]:
+        """The outputs of the walks, one after another.
+
+        `tables` has those of orders that are known; walks from the end run on the stream of `beside`.
+        """
         count = len(self.paths)
         shares = _shares(cells, count) if self.split else [cells] * count
-        tables: dict[int, Tensor] = {}  # one table for an order's two ways
+        tables = {} if tables is None else tables  # one table for an order's two ways
         for i, path in enumerate(self.paths):
             order = None
             if self.causal and (token or path.order != "row_major"):
                 if id(path.order) not in tables:
                     tables[id(path.order)] = order_table(path.order, spatial, cells.device, token)
                 order = tables[id(path.order)]
-            told = shares[i] if self.direction is None else shares[i] + self.direction[i].to(cells.dtype)
-            yield self._walk(path.core, told, order, path.reverse)
+            if beside is None or not path.reverse:
+                yield self._walk(path.core, self._told(shares[i], i), order, path.reverse)
+                continue
+            with beside:
+                out = self._walk(path.core, self._told(shares[i], i), order, path.reverse)
+            yield beside.joined(out)
+
+    def _told(self, cells: Tensor, walk: int) -> Tensor:
+        """The cells as one walk's core gets them."""
+        return cells if self.direction is None else cells + self.direction[walk].to(cells.dtype)
 
     def _walk(self, name: str, cells: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
         core = getattr(self, name)

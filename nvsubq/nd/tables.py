@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from nvsubq.nd.orders import ScanOrder, scan_order
 
-__all__ = ["order_table"]
+__all__ = ["order_table", "slab_table"]
 
 _MOST_REMEMBERED = 64
 
@@ -27,6 +27,56 @@ def order_table(order: ScanOrder, shape: torch.Size, device: torch.device, token
     if torch.compiler.is_dynamo_compiling() and isinstance(order, str):
         return _named(order, list(shape), device, token)
     return _table(order, tuple(shape), device, token)
+
+
+def slab_table(
+    order: ScanOrder, shape: Sequence[int], sizes: Sequence[int], own: int, device: torch.device
+) -> Tensor:
+    """The part of a field's walk that lies in one slab, in cells of the slab.
+
+    Args:
+        order: of the whole field.
+        shape: of the slab.
+        sizes: of all slabs along the first axis.
+        own: which of them this is.
+        device: of the table.
+
+    Raises:
+        ValueError: the walk does not go through one slab after another.
+
+    Example:
+        >>> slab_table("snake", (1, 3), (1, 1), 1, torch.device("cpu")).tolist()
+        [2, 1, 0]
+    """
+    given = order, tuple(shape), tuple(sizes), own, device
+    try:
+        hash(order)
+    except TypeError:
+        return _slab(*given)
+    return _remembered_slab(*given)
+
+
+def _slab(
+    order: ScanOrder, shape: tuple[int, ...], sizes: tuple[int, ...], own: int, device: torch.device
+) -> Tensor:
+    plane = math.prod(shape[1:])
+    table = scan_order(order, (sum(sizes), *shape[1:]))
+    with torch.no_grad():
+        borders = torch.tensor([0, *sizes]).cumsum(0) * plane
+        slabs = torch.bucketize(table, borders, right=True)
+        if bool(
+            (slabs[1:] < slabs[:-1]).any()
+        ):  # every process looks at all slabs, so that all of them raise
+            raise ValueError(
+                f"`scan` (={order!r}) leaves a slab and comes back to it: its state can't be carried over. "
+                f"Slabs of {list(sizes)} planes along the first axis need an order that has that axis as its "
+                "slowest: 'row_major', 'snake', 'axes(0, ...)', or 'window(s)' where s divides the slabs."
+            )
+        part = table[borders[own] : borders[own + 1]] - borders[own]
+    return part.to(device)
+
+
+_remembered_slab = lru_cache(_MOST_REMEMBERED)(_slab)
 
 
 def _table(order: ScanOrder, shape: tuple[int, ...], device: torch.device, token: bool) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from nvsubq.ops import dispatch
 from nvsubq.ops.autocast import autocast_off
+from nvsubq.ops.carry import carry_on, carrying
 from nvsubq.ops.export import exported
 from nvsubq.ops.tracing import exporting, traced
 
@@ -90,6 +91,10 @@ class Op:
         backend: str | None,
     ) -> Any:
         """Serve a call of the public function."""
+        carry = None if torch.compiler.is_compiling() else carrying()
+        if carry is not None:
+            call = tensors, options, seq_idx, order, reverse, return_final_state, backend
+            return carry_on(self, carry, *call)
         if traced():
             if exporting():  # an exported program has torch's operators alone
                 y, final = exported(self.name, self.named(tensors, options), seq_idx, order, reverse)

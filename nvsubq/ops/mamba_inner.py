@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nvsubq.ops import dispatch
+from nvsubq.ops.carry import Carry, Grads, SlabScan, carrying, last_walked
 from nvsubq.ops.conv import CAUSAL_CONV1D, causal_conv1d
 from nvsubq.ops.native.served import declines
 from nvsubq.ops.once import once_differentiable
@@ -70,7 +71,9 @@ def mamba_inner(
     tensors = (xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, delta_a, timesteps)
     walk = {"seq_idx": seq_idx, "order": order, "reverse": reverse}
     if _one_node(tensors, backend):
-        return _Inner.apply(discretization, walk, backend, *tensors)  # type: ignore[no-any-return]
+        carry = carrying()
+        if carry is None or seq_idx is None:  # which a slab has not: the ops say so
+            return _Inner.apply(carry, discretization, walk, backend, *tensors)  # type: ignore[no-any-return]
     x, z = xz.chunk(2, dim=-1)
     u: Any = causal_conv1d(x, conv_weight, conv_bias, activation="silu", backend=backend, **walk)  # type: ignore[arg-type]
     low, B, C = _split(F.linear(u, x_proj), dt_proj, A)
@@ -108,32 +111,59 @@ def _split(x_dbl: Tensor, dt_proj: Tensor, A: Tensor) -> tuple[Tensor, Tensor, T
 
 
 class _Calls:
-    """The two ops of the node on its tensors, without autograd."""
+    """The two ops of the node on its tensors, without autograd; with `carry` on one slab of a field."""
 
     def __init__(
-        self, discretization: str, walk: dict[str, Any], backend: str | None, tensors: Sequence[Any]
+        self,
+        carry: Carry | None,
+        discretization: str,
+        walk: dict[str, Any],
+        backend: str | None,
+        tensors: Sequence[Any],
+        before: Tensor | None = None,
     ) -> None:
         xz, conv_weight, conv_bias, self.x_proj, self.dt_proj, self.dt_bias, self.A, self.D = tensors[:8]
         self.delta_a, self.timesteps = tensors[8:]
-        self.tables = walk["seq_idx"], walk["order"]
-        self.walk = *self.tables, walk["reverse"], backend
+        self.carry, self.order, self.reverse, self.backend = carry, walk["order"], walk["reverse"], backend
+        self.tables = walk["seq_idx"], self.order
+        self.walk = *self.tables, self.reverse, backend
         self.discretization = discretization
-        x, self.z = xz.chunk(2, dim=-1)
-        self.conv_tensors = x, conv_weight, conv_bias, None
+        self.x, self.z = xz.chunk(2, dim=-1)
+        self.reach = conv_weight.shape[1] - 1
+        if carry is not None and before is None:
+            carry.check_length("mamba_inner", xz.shape[1])
+            before = carry.inputs_before(self.end_of(self.x), self.reach, self.reverse).transpose(1, 2)
+        self.before = before  # the convolution's inputs in the slabs before
+        self.conv_tensors: Any = self.x, conv_weight, conv_bias, before
         self.conv: Any = CAUSAL_CONV1D.prepared(self.conv_tensors, ("silu", 1), *self.walk)
+
+    def end_of(self, x: Tensor) -> Tensor:
+        """What the convolution in the next slab sees of this one, newest last."""
+        return last_walked(x, min(self.reach, x.shape[1]), self.order, self.reverse)
+
+    def add_to_end(self, d_x: Tensor, d_before: Tensor) -> None:
+        """Add to the gradient of x what the next slabs' convolutions ask for."""
+        assert self.carry is not None
+        kept = min(self.reach, d_x.shape[1])
+        d_end = self.carry.inputs_back(d_before.transpose(1, 2), kept, self.reverse)
+        cells = torch.arange(d_x.shape[1], device=d_x.device)[None, :, None]
+        d_x.index_add_(1, last_walked(cells, kept, self.order, self.reverse).flatten(), d_end.to(d_x.dtype))
 
     def u(self) -> Tensor:
         """The convolved x `[B, L, D]`."""
         u: Tensor = self.conv.forward(self.conv_tensors, *self.tables, end=False)[0]
         return u
 
-    def scan(self, u: Tensor, x_dbl: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:
-        """The scan's call and its tensors, of which delta is made here."""
+    def inputs(self, u: Tensor, x_dbl: Tensor) -> tuple[Tensor | None, ...]:
+        """The scan's tensors but for its state; delta is made here."""
         low, B, C = _split(x_dbl, self.dt_proj, self.A)
         delta = F.linear(low, self.dt_proj)
-        clock = self.dt_bias, self.delta_a, self.timesteps, None, None
-        tensors = u, delta, self.A, B, C, self.D, self.z, *clock
-        return SELECTIVE_SCAN.prepared(tensors, (True, self.discretization), *self.walk), tensors
+        return u, delta, self.A, B, C, self.D, self.z, self.dt_bias, self.delta_a, self.timesteps, None
+
+    def scan(self, inputs: tuple[Tensor | None, ...]) -> SlabScan:
+        """The scan's call."""
+        options = True, self.discretization
+        return SlabScan(SELECTIVE_SCAN, options, self.order, self.reverse, self.backend, inputs)
 
 
 class _Inner(torch.autograd.Function):
@@ -141,30 +171,53 @@ class _Inner(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx, discretization: str, walk: dict[str, Any], backend: str | None, *tensors: Tensor | None
+        ctx,
+        carry: Carry | None,
+        discretization: str,
+        walk: dict[str, Any],
+        backend: str | None,
+        *tensors: Tensor | None,
     ):
-        calls = _Calls(discretization, walk, backend, tensors)
+        calls = _Calls(carry, discretization, walk, backend, tensors)
         u = calls.u()
         x_dbl = F.linear(u, calls.x_proj)
-        scan, inputs = calls.scan(u, x_dbl)
-        y, _, saved = scan.forward(inputs, *calls.tables, end=False)
-        ctx.save_for_backward(x_dbl, saved, *tensors)
-        ctx.options = discretization, walk, backend
+        inputs = calls.inputs(u, x_dbl)
+        state = decays = None
+        if carry is None:
+            given = (*inputs, None)
+            scan: Any = SELECTIVE_SCAN.prepared(given, (True, discretization), *calls.walk)
+            y, _, saved = scan.forward(given, *calls.tables, end=False)
+        else:
+            own = calls.scan(inputs)
+            y, saved, state, decays = carry.enter(calls.reverse, own.zero, own.walk, own.end, own.decay)
+        ctx.save_for_backward(x_dbl, saved, state, decays, calls.before, *tensors)
+        ctx.options = carry, discretization, walk, backend
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_y: Tensor):  # type: ignore[override]
-        x_dbl, saved, *tensors = ctx.saved_tensors
-        calls = _Calls(*ctx.options, tensors)  # type: ignore[call-arg]
+        x_dbl, saved, state, decays, before, *tensors = ctx.saved_tensors
+        carry = ctx.options[0]
+        calls = _Calls(*ctx.options, tensors, before)  # type: ignore[call-arg]
         u = calls.u()
-        scan, inputs = calls.scan(u, x_dbl)
+        inputs = calls.inputs(u, x_dbl)
         xz, x_proj, dt_proj = tensors[0], calls.x_proj, calls.dt_proj
         d_xz, d_x_dbl = torch.empty_like(xz), torch.empty_like(x_dbl)
         d_x, d_z = d_xz.chunk(2, dim=-1)
         d_low, d_B, d_C = _split(d_x_dbl, dt_proj, calls.A)
         into = {"B": d_B, "C": d_C, "z": d_z}
-        grads = scan.backward(d_y, None, saved, inputs, *calls.tables, into)
+        if carry is None:
+            given = (*inputs, None)
+            scan: Any = SELECTIVE_SCAN.prepared(given, (True, calls.discretization), *calls.walk)
+            grads = scan.backward(d_y, None, saved, given, *calls.tables, into)
+        else:
+            own = calls.scan(inputs)
+
+            def back(d_final: Tensor | None) -> Grads:
+                return own.back(d_y, d_final, saved, state, into)
+
+            grads = carry.leave(calls.reverse, decays, own.zero, back)
         d_u, d_delta, d_A, _, _, d_D, _, d_bias, d_delta_a, d_timesteps, _, _ = grads
 
         # What follows is in rows of cells; the products go where they belong, and add where that is due.
@@ -173,11 +226,13 @@ class _Inner(torch.autograd.Function):
         d_dt_proj = _rows(d_delta).t() @ low
         d_x_proj = _rows(d_x_dbl).t() @ _rows(u)
         _rows(d_u).addmm_(_rows(d_x_dbl), x_proj)
-        _, d_weight, d_conv_bias, _ = calls.conv.backward(
+        _, d_weight, d_conv_bias, d_before = calls.conv.backward(
             d_u, None, u.new_empty(0, dtype=saved.dtype), calls.conv_tensors, *calls.tables, {"x": d_x}
         )
+        if carry is not None:
+            calls.add_to_end(d_x, d_before)
         d_inputs = d_xz, d_weight, d_conv_bias, d_x_proj, d_dt_proj, d_bias, d_A, d_D, d_delta_a, d_timesteps
-        return None, None, None, *d_inputs
+        return None, None, None, None, *d_inputs
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -12,7 +12,19 @@ from torch import nn
 SCHEDULES = ("cosine", "constant")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def ranks_of(model: nn.Module) -> dict[str, int]:
+    """The number of axes of each parameter, by name: where weights are sharded they are flat."""
+    return {_plain(name): p.ndim for name, p in model.named_parameters()}
+
+
+def _plain(name: str) -> str:
+    """The name of a parameter without the modules that FSDP puts around others."""
+    return name.replace("_fsdp_wrapped_module.", "")
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, ranks: dict[str, int] | None = None
+) -> list[dict[str, Any]]:
     """Splits parameters into one group that decays and one that does not.
 
     Vectors and scalars (biases, norms, per-channel rates) never decay, nor does any parameter whose full name
@@ -21,6 +33,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Args:
         model: a module; its method ``no_weight_decay() -> set[str]`` is honoured where it has one.
         weight_decay: the decay of the first group.
+        ranks: axes of the parameters (`ranks_of`), from before they were sharded.
 
     Raises:
         ValueError: ``no_weight_decay()`` names a parameter that the model does not have.
@@ -38,8 +51,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
             f"`no_weight_decay()` names {unknown[0]!r}, which is no parameter of {type(model).__name__}."
         )
     trainable = {name: p for name, p in named.items() if p.requires_grad}
-    decays = [p for name, p in trainable.items() if p.ndim >= 2 and name not in exempt]
-    rests = [p for name, p in trainable.items() if p.ndim < 2 or name in exempt]
+    ranks = ranks_of(model) | (ranks or {})
+    decays = [p for name, p in trainable.items() if ranks[_plain(name)] >= 2 and name not in exempt]
+    rests = [p for name, p in trainable.items() if ranks[_plain(name)] < 2 or name in exempt]
     groups = [{"params": decays, "weight_decay": weight_decay}, {"params": rests, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
@@ -88,14 +102,20 @@ def schedule(
 
 
 def adamw(
-    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], fused: bool = True
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    fused: bool = True,
+    ranks: dict[str, int] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; `fused` is its fast form, taken where every parameter is real.
 
     Raises:
         ValueError: the model has no parameter to train.
     """
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay, ranks)
     if not groups:
         raise ValueError(f"{type(model).__name__} has no parameter to train.")
     real = all(p.is_floating_point() for group in groups for p in group["params"])

@@ -98,10 +98,10 @@ class RegressionTask(Task):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch `(inputs, targets)`."""
-        inputs, targets = batch
+        (inputs, targets), count, share = self.shared(batch, batch_idx)
         loss = (self.checked(inputs, targets) - targets).square().mean()
-        self.log_epoch("train/loss", loss, len(targets))
-        return loss
+        self.log_epoch("train/loss", loss, count)
+        return loss * share
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Scores a batch of validation."""

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
-from nvsubq.training.optim import SCHEDULES, adamw, schedule
+from nvsubq.training.optim import SCHEDULES, adamw, ranks_of, schedule
 from nvsubq.training.shares import share_of
 
 
@@ -71,6 +71,7 @@ class Task(L.LightningModule):
         if len(betas) != 2:
             raise ValueError(f"`betas` (={list(betas)}) must be two numbers.")
         self.model = model
+        self._ranks = ranks_of(model)
         self.class_names = [str(name) for name in class_names]
         self.num_classes = len(self.class_names)
         self.lr = check_range("lr", lr, 0.0, open_low=True)
@@ -178,7 +179,12 @@ class Task(L.LightningModule):
         # Lightning cannot clip the gradients of a fused optimizer under mixed precision.
         fused = not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
         optimizer = adamw(
-            self.model, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=fused
+            self.model,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            fused=fused,
+            ranks=self._ranks,
         )
         factor = schedule(self.schedule, steps, self.warmup, self.final_lr, clock)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nvsubq.training.optim import adamw, parameter_groups, schedule
+from nvsubq.training.optim import adamw, parameter_groups, ranks_of, schedule
 
 
 class Model(nn.Module):
@@ -29,6 +29,20 @@ def test_groups_honour_no_weight_decay():
     assert [id(p) for p in decays["params"]] == [id(model.inner.weight)]
     assert {id(p) for p in rests["params"]} == {id(model.inner.bias), id(model.a_log)}
     assert (decays["weight_decay"], rests["weight_decay"]) == (0.1, 0.0)
+
+
+def test_groups_of_weights_in_pieces():
+    """FSDP makes weights flat and puts modules of its own between: what they were decides."""
+    model = Model({"a_log"})
+    ranks = ranks_of(model)
+    for module, name in ((model.inner, "weight"), (model, "a_log")):
+        setattr(module, name, nn.Parameter(getattr(module, name).detach().flatten()[:2]))
+    wrapped = nn.Module()
+    wrapped._fsdp_wrapped_module = model.inner
+    model.inner = wrapped
+    decays, rests = parameter_groups(model, 0.1, ranks)
+    assert [id(p) for p in decays["params"]] == [id(wrapped._fsdp_wrapped_module.weight)]
+    assert {id(p) for p in rests["params"]} == {id(wrapped._fsdp_wrapped_module.bias), id(model.a_log)}
 
 
 def test_name_that_the_model_has_not():
