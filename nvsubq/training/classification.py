@@ -120,12 +120,9 @@ class ClassificationTask(Task):
         kept = [row for row in self.gathered(self._shown) if row[1] < size]
         self._shown = sorted(kept, key=lambda row: row[:2])[:SHOWN]
         targets, logits = (torch.cat(part) for part in list(zip(*self._tested, strict=True))[1:])
-        self.log("test/loss", F.cross_entropy(logits, targets), sync_dist=True)
-        self.log(
-            "test/accuracy",
-            multiclass_accuracy(logits, targets, self.num_classes, average="micro"),
-            sync_dist=True,
-        )
+        self.log_score("test/loss", F.cross_entropy(logits, targets))
+        accuracy = multiclass_accuracy(logits, targets, self.num_classes, average="micro")
+        self.log_score("test/accuracy", accuracy)
 
     def predictions(self) -> dict[str, Any]:
         """Arrays `indices labels probabilities shown images` of the last test run (see `run_folder`)."""

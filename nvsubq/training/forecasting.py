@@ -103,8 +103,8 @@ class ForecastingTask(Task):
         squares, weights = self._sums(self._validated, None)
         self._validated = []
         loss = squares.sum() / weights.sum()
-        self.log("val/loss", loss.float(), sync_dist=True)
-        self.log("val/rmse", loss.sqrt().float(), sync_dist=True)
+        self.log_score("val/loss", loss.float())
+        self.log_score("val/rmse", loss.sqrt().float())
 
     def on_test_start(self) -> None:
         """Forgets what an earlier test found."""
@@ -118,11 +118,11 @@ class ForecastingTask(Task):
         """Logs loss and RMSE over the whole test split, and RMSE for each step ahead."""
         squares, weights = self._sums(self._tested, self.test_size())
         loss = squares.sum() / weights.sum()
-        self.log("test/loss", loss.float(), sync_dist=True)
-        self.log("test/rmse", loss.sqrt().float(), sync_dist=True)
+        self.log_score("test/loss", loss.float())
+        self.log_score("test/rmse", loss.sqrt().float())
         ahead = (squares / weights)[weights > 0].sqrt()
         for number, value in enumerate(ahead, 1):
-            self.log(f"test/rmse_month_{number}", value.float(), sync_dist=True)
+            self.log_score(f"test/rmse_month_{number}", value.float())
 
     def _score(self, batch: Any, before: int) -> list[tuple[int, Tensor, Tensor]]:
         """Number, squares and weights of each item."""

@@ -143,7 +143,7 @@ class RegressionTask(Task):
         kept = [(index, found[index]) for index in sorted(found) if index < size]
         mean = torch.tensor([error for _, error in kept], dtype=torch.float64).mean()
         for name in ("loss", "mse"):
-            self.log(f"{split}/{name}", mean, sync_dist=True)
+            self.log_score(f"{split}/{name}", mean)
         return kept
 
     @staticmethod

@@ -165,7 +165,7 @@ class SegmentationTask(Task):
         """Logs the mean Dice of the scored classes over all of validation."""
         dice = dice_of(self.val_confusion.compute())
         self.val_confusion.reset()
-        self.log("val/dice", dice[self.scored_classes].nanmean().float(), sync_dist=True)
+        self.log_score("val/dice", dice[self.scored_classes].nanmean().float())
 
     def on_test_start(self) -> None:
         """Forgets what an earlier test predicted."""
@@ -199,11 +199,12 @@ class SegmentationTask(Task):
         kept = [row for row in self.gathered(self._shown) if row[1] < size]
         self._shown = sorted(kept, key=lambda row: row[:2])[:SHOWN]
         dice = dice_of(torch.stack([counts for _, counts, _ in self._tested]).sum(0))
-        self.log("test/loss", sum(loss for *_, loss in self._tested) / len(self._tested), sync_dist=True)
-        self.log("test/dice", dice[self.scored_classes].nanmean().float(), sync_dist=True)
+        losses = [loss for *_, loss in self._tested]
+        self.log_score("test/loss", torch.tensor(sum(losses) / len(losses)))
+        self.log_score("test/dice", dice[self.scored_classes].nanmean().float())
         for number in self.scored_classes:
             name = self.class_names[number].replace(" ", "_").replace("/", "_")
-            self.log(f"test/dice_{name}", dice[number].float(), sync_dist=True)
+            self.log_score(f"test/dice_{name}", dice[number].float())
 
     def predictions(self) -> dict[str, Any]:
         """Arrays `indices confusion shown image_i label_i prediction_i` of the last test (`run_folder`)."""

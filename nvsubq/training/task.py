@@ -124,6 +124,11 @@ class Task(L.LightningModule):
         own, weight = share_of(loader, batch_idx, count)
         return (tuple(part[:own] for part in batch) if own else batch), own, weight
 
+    def log_score(self, name: str, value: Tensor) -> None:
+        """Logs a number that was counted on the CPU from all processes' items, the same in each of them."""
+        # To the device: NCCL, by which Lightning takes the mean of equals, knows no CPU.
+        self.log(name, value.to(self.device), sync_dist=True)
+
     def log_epoch(self, name: str, value: Any, batch_size: int) -> None:
         """Logs a mean over the epoch, over all processes."""
         # A float: Lightning would round half of an odd sum down where two processes share it.
