@@ -67,8 +67,8 @@ def test_no_block_escapes(path: Path) -> None:
 def test_api_pages_show_every_public_name() -> None:
     shown = set(re.findall(r"^::: (\S+)$", "\n".join(p.read_text() for p in PAGES), re.MULTILINE))
     last = {path.rsplit(".", 1)[-1] for path in shown}
-    from nvsubq import cores, data, lazy_config, models, nd, ops, training, viz
+    from nvsubq import cores, data, lazy_config, models, nd, ops, parallel, training, viz
 
-    for module in (nvsubq, cores, data, lazy_config, models, nd, ops, training, viz):
+    for module in (nvsubq, cores, data, lazy_config, models, nd, ops, parallel, training, viz):
         missing = set(module.__all__) - last - {"__version__"}
         assert not missing, f"docs/api lacks {sorted(missing)} of {module.__name__}"
