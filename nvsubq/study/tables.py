@@ -48,7 +48,7 @@ def tables(summary: Summary) -> list[Table]:
     for row in summary.cells:
         groups.setdefault((row.spatial_dims, row.task, row.patch_size), []).append(row)
     patches = {row.patch_size for row in summary.cells}
-    found = []
+    found: dict[tuple[int, str, int], Table] = {}
     for (dims, task, patch), rows in groups.items():
         more = f", patches of {patch}" if len(patches) > 1 and patch > 1 else ""
         more = ", not patched" if len(patches) > 1 and patch == 1 else more
@@ -62,18 +62,13 @@ def tables(summary: Summary) -> list[Table]:
                 table.rows.append([name.replace("per_pixel_", "per-pixel "), *[""] * 4, score_text(value)])
                 table.rows[-1] += [""] * (len(COLUMNS) - len(table.rows[-1]))
                 table.beats.append(False)
-        found.append(table)
+        found[dims, task, patch] = table
     for cell, reason in summary.engine.planned.study.left_out():
-        for table in found:
-            if table.title.startswith(f"{cell.spatial_dims}-D {cell.task}") and (
-                len(patches) == 1 or f"patches of {cell.patch_size}" in table.title
-                if cell.patch_size > 1
-                else len(patches) == 1 or "not patched" in table.title
-            ):
-                line = [cell.core, *[""] * 4, f"left out: {reason}"]
-                table.rows.append(line + [""] * (len(COLUMNS) - len(line)))
-                table.beats.append(False)
-    return found
+        if (group := (cell.spatial_dims, cell.task, cell.patch_size)) in found:
+            line = [cell.core, *[""] * 4, f"left out: {reason}"]
+            found[group].rows.append(line + [""] * (len(COLUMNS) - len(line)))
+            found[group].beats.append(False)
+    return list(found.values())
 
 
 def cell_line(row: CellRow) -> list[str]:

@@ -49,7 +49,7 @@ class Device:
         return self._room
 
     @staticmethod
-    def _most(value: float) -> float:
+    def most(value: float) -> float:
         return value
 
 

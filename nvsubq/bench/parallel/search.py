@@ -109,7 +109,7 @@ def _larger(training: Training, limit: float) -> Iterator[int]:
         planes = int(share * fits) // step * step
         if planes <= done:
             continue
-        if training._most(time.monotonic() - start) > limit:
+        if training.most(time.monotonic() - start) > limit:
             return
         done = planes
         yield planes

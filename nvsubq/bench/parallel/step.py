@@ -140,9 +140,10 @@ class Training:
                 times.append(time.perf_counter() - start)
         finally:
             self.slabs.alone, self.slabs.overlap = False, True
-        return self._most(statistics.median(times))
+        return self.most(statistics.median(times))
 
-    def _most(self, value: float) -> float:
+    def most(self, value: float) -> float:
+        """The largest of all processes' values."""
         found = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.item()
@@ -159,10 +160,10 @@ class Training:
     def _peak(self) -> int | None:
         if self.device.type != "cuda":
             return None
-        return int(self._most(torch.cuda.max_memory_allocated(self.device)))
+        return int(self.most(torch.cuda.max_memory_allocated(self.device)))
 
     def room(self) -> int:
         """Bytes that a step may take at most, on the process with the least."""
         free, _ = torch.cuda.mem_get_info(self.device)
         held = torch.cuda.memory_reserved(self.device)
-        return -int(self._most(-(free + held)))
+        return -int(self.most(-(free + held)))
