@@ -47,6 +47,7 @@ class Study:
         grids: name -> axis -> values; an axis that a grid leaves out takes all its values.
         steps: optimizer steps of every run.
         parameters: the budget that the width of each model is found for.
+        width_step: what widths are multiples of.
         rates: learning rates of which each core gets the best.
         choose_on: the cell (`spatial_dims`, `task`, `patch_size`) and the `seed` on which it is chosen.
         overrides: "all" -> overrides of every run, axis -> value -> overrides of the runs that have it.
@@ -59,6 +60,7 @@ class Study:
     grids: dict[str, dict[str, tuple]]
     steps: int
     parameters: int
+    width_step: int
     rates: tuple[float, ...]
     choose_on: dict[str, Any]
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -157,7 +159,7 @@ def check(config: DictConfig) -> Study:
         str(name): {axis: _values(f"grids.{name}.{axis}", values) for axis, values in (grid or {}).items()}
         for name, grid in plain["grids"].items()
     }
-    for key in ("steps", "parameters"):
+    for key in ("steps", "parameters", "width_step"):
         if isinstance(plain[key], bool) or not isinstance(plain[key], int) or plain[key] < 1:
             raise ConfigError(f"`{key}` (={plain[key]!r}) must be an integer of at least 1.", key)
     rates = plain["rates"]
@@ -187,6 +189,7 @@ def check(config: DictConfig) -> Study:
         grids=grids,
         steps=plain["steps"],
         parameters=plain["parameters"],
+        width_step=plain["width_step"],
         rates=tuple(map(float, rates)),
         choose_on=on,
         overrides=more,

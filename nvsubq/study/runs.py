@@ -144,7 +144,7 @@ def _recipe(study: Study, cell: Cell) -> Recipe:
         GlobalHydra.instance().clear()  # to explain it a config is composed anew
         raise ConfigError(explain(error, overrides) or hydra_message(str(error)), "overrides") from None
     check_config(config)
-    width = find_width(config, study.parameters)
+    width = find_width(config, study.parameters, study.width_step)
     dims = [width.width] * len(config.model.depths)
     with open_dict(config):
         config.model.dims = dims

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from nvsubq.lazy_config import ConfigError, instantiate
 
-STEP = 4
 WIDEST = 2048
 
 
@@ -31,12 +30,13 @@ class Width:
         return self.parameters / self.budget - 1
 
 
-def find_width(config: DictConfig, budget: int) -> Width:
-    """The multiple of `STEP` whose model is nearest to the budget; of two as near, the narrower one.
+def find_width(config: DictConfig, budget: int, step: int = 1) -> Width:
+    """The multiple of `step` whose model is nearest to the budget; of two as near, the narrower one.
 
     Args:
         config: of a run; not changed. Every stage of the model gets the same width.
         budget: parameters of the whole model.
+        step: what the width must be a multiple of.
 
     Raises:
         ConfigError: no width could be built; the last reason is named.
@@ -47,7 +47,7 @@ def find_width(config: DictConfig, budget: int) -> Width:
     complete_model(config, build_datamodule(config))
     best: Width | None = None
     reason: Exception | None = None
-    for width in range(STEP, WIDEST + 1, STEP):
+    for width in range(step, WIDEST + 1, step):
         try:
             count = parameters(config, width)
         except ValueError as error:  # a core that needs more than this, or another multiple
@@ -58,7 +58,7 @@ def find_width(config: DictConfig, budget: int) -> Width:
         if count > budget:
             break
     if best is None:
-        raise ConfigError(f"no width from {STEP} to {WIDEST} builds this model: {reason}", "model.dims")
+        raise ConfigError(f"no multiple of {step} up to {WIDEST} is a width that builds this model: {reason}", "model.dims")
     return best
 
 

@@ -9,7 +9,7 @@ from nvsubq.cli.main import main
 from nvsubq.lazy_config import ConfigError, instantiate
 from nvsubq.study.plan import Cell, compose_run, hydra_here, load, names
 from nvsubq.study.runs import Folder, plan_runs
-from nvsubq.study.width import STEP, find_width
+from nvsubq.study.width import find_width
 from nvsubq.training.build import build_datamodule, complete_model
 
 
@@ -42,7 +42,7 @@ def test_every_study_is_of_equal_steps_and_near_its_budget(name):
     planned = plan_runs(load(name, ["tasks=[color_conditioning]", "rates=[4e-3]"]))
     for cell, recipe in planned.recipes.items():
         assert recipe.config.trainer.max_steps == planned.study.steps >= 1500, cell
-        assert abs(recipe.width.deviation) < 0.3, (cell, recipe.width)
+        assert abs(recipe.width.deviation) < 0.2, (cell, recipe.width)
 
 
 def test_the_width_is_the_nearest_by_counting():
@@ -56,7 +56,7 @@ def test_the_width_is_the_nearest_by_counting():
 
     found = find_width(config, 15000)
     assert found.parameters == count(found.width)
-    for other in (found.width - STEP, found.width + STEP):
+    for other in (found.width - 1, found.width + 1):
         assert abs(count(other) - 15000) >= abs(found.parameters - 15000)
     assert found.deviation == found.parameters / 15000 - 1
 
