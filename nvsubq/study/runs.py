@@ -75,6 +75,7 @@ class Run:
         values: Any = OmegaConf.to_container(self.config, resolve=True)
         for key in NO_CONTENT:
             values.pop(key, None)
+        values["data"].pop("num_workers", None)  # they draw the same canvases, however many
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
     @property

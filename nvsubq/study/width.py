@@ -58,7 +58,9 @@ def find_width(config: DictConfig, budget: int, step: int = 1) -> Width:
         if count > budget:
             break
     if best is None:
-        raise ConfigError(f"no multiple of {step} up to {WIDEST} is a width that builds this model: {reason}", "model.dims")
+        raise ConfigError(
+            f"no multiple of {step} up to {WIDEST} is a width that builds this model: {reason}", "model.dims"
+        )
     return best
 
 

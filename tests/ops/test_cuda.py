@@ -120,6 +120,15 @@ def test_reads_and_leaves_nothing_uninitialised(case: Case) -> None:
     assert_same_bits(outcome(case, "native", torch.float32, DEVICE), expected)
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.slow and c.op in HERE], ids=str)
+def test_looking_after_training_on_the_same_shapes(case: Case) -> None:
+    """What `backward` would need takes other memory where it is not kept."""
+    tensors, options = case.build(torch.float32, DEVICE)
+    expected = results(case, tensors, options)["y"]
+    y, _ = getattr(ops, case.op)(**tensors, **options, backend="native", return_final_state=True)
+    assert torch.equal(y, expected)
+
+
 @pytest.mark.parametrize("case", LAWS, ids=str)
 def test_repeats_give_the_same_bits(case: Case) -> None:
     tensors, options = case.build(torch.float32, DEVICE)

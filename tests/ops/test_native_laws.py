@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nvsubq.ops import backends, causal_conv1d, selective_scan
 from nvsubq.ops.native import library
+from nvsubq.ops.native.struct import Struct
 
 pytestmark = pytest.mark.skipif(
     not next(b for b in backends() if b.name == "native").active, reason="native is not active"
@@ -225,6 +226,19 @@ def test_gradcheck_of_the_convolution() -> None:
         )  # fmt: skip
 
     assert torch.autograd.gradcheck(conv, (x, weight, bias, state))
+
+
+def test_a_call_that_keeps_nothing_asks_for_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same shapes as one that does: what `backward` would need may lie in the workspace then."""
+    asked = []
+    ask = Struct._ask
+    monkeypatch.setattr(Struct, "_ask", lambda self: asked.append(bool(self.words[self.saved])) or ask(self))
+    inputs = scan_inputs(1, 2311, 3, 2)  # of no other test: sizes are asked for once
+    leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+    options = {"delta_softplus": True, "backend": "native"}
+    training = selective_scan(**leaves, **options).detach()
+    assert torch.equal(selective_scan(**inputs, **options), training)
+    assert asked == [True, False]
 
 
 def test_gradients_of_the_final_state_alone() -> None:

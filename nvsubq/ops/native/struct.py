@@ -61,7 +61,8 @@ class Struct:
         first = self.saved + 2
         self.place = {name: first + 6 * i for i, name in enumerate(layout.tensors)}
         self.given = [(i, self.place[n]) for i, n in enumerate(names) if fields.get(n, library.ABSENT)[-1]]
-        self.bytes: dict[tuple[int, int], int] = {}  # of workspace, by threads and level
+        # Of workspace, by threads, level and whether what `backward` needs is kept: if it is not, it lies there.
+        self.bytes: dict[tuple[int, int, bool], int] = {}
         self.seen: Mapping[str, Callable[[Strides], Strides]] = {}
 
     def set_strides(self, name: str, tensor: Tensor | None) -> None:
@@ -93,9 +94,10 @@ class Struct:
         # Both are set in every call: what the last one left there may be gone.
         words[self.saved] = 0 if saved is None else saved.data_ptr()
         words[self.saved + 1] = 0 if saved is None else saved.nbytes
-        size = self.bytes.get((threads, level))
+        kind = threads, level, saved is None
+        size = self.bytes.get(kind)
         if size is None:
-            size = self.bytes[threads, level] = self._ask()
+            size = self.bytes[kind] = self._ask()
         # The memory goes back when this returns, on a CUDA device to what comes later on the same stream.
         workspace = torch.empty(size, dtype=torch.uint8, device=self.device) if size else None
         words[self.workspace] = 0 if workspace is None else workspace.data_ptr()
