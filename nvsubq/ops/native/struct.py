@@ -61,7 +61,7 @@ class Struct:
         first = self.saved + 2
         self.place = {name: first + 6 * i for i, name in enumerate(layout.tensors)}
         self.given = [(i, self.place[n]) for i, n in enumerate(names) if fields.get(n, library.ABSENT)[-1]]
-        # Of workspace, by threads, level and whether what `backward` needs is kept: if it is not, it lies there.
+        # Of workspace, by threads, level and whether what `backward` needs lies elsewhere, to be kept.
         self.bytes: dict[tuple[int, int, bool], int] = {}
         self.seen: Mapping[str, Callable[[Strides], Strides]] = {}
 
@@ -94,7 +94,7 @@ class Struct:
         # Both are set in every call: what the last one left there may be gone.
         words[self.saved] = 0 if saved is None else saved.data_ptr()
         words[self.saved + 1] = 0 if saved is None else saved.nbytes
-        kind = threads, level, saved is None
+        kind = threads, level, saved is not None
         size = self.bytes.get(kind)
         if size is None:
             size = self.bytes[kind] = self._ask()
