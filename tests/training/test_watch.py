@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -176,6 +178,35 @@ def test_loggers_get_what_is_logged(tmp_path, monkeypatch):
     train(config, tmp_path / "a")
     header = (tmp_path / "a" / "log" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss", "val/loss", "gradient/norm", "state/norm", "time/forward_s"} <= set(header)
+
+
+def test_tensorboard_shows_what_metrics_csv_holds(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, "logger=tensorboard")
+    with (tmp_path / "a" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    shown = EventAccumulator(str(tmp_path / "a" / "tensorboard"))
+    shown.Reload()
+    for name in ("train/loss", "val/loss", "val/accuracy"):
+        scalars = [event.value for event in shown.Scalars(name)]
+        assert scalars == pytest.approx([float(row[name]) for row in rows], rel=1e-6), name
+
+
+@pytest.mark.slow
+def test_wandb_without_a_network(tmp_path):
+    """In a process of its own: it leaves another one behind that talks to the network, or here to a file."""
+    pytest.importorskip("wandb", reason="no part of the test extra: it brings a dozen packages for telemetry")
+    command = [sys.executable, "-m", "nvsubq.cli.main", "train", "logger=wandb", "logger.wandb.offline=true"]
+    done = subprocess.run(
+        [*command, *CONFIG, "epochs=2", f"paths.runs={tmp_path}", "name=a"],
+        capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (record,) = (tmp_path / "a" / "latest").glob("wandb/offline-run-*/run-*.wandb")
+    names = {b"train/loss", b"val/loss", b"val/accuracy"}
+    assert {name for name in names if name in record.read_bytes()} == names
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "latest"}  # nothing beside the run folder
 
 
 @pytest.mark.parametrize("name", ["throughput", "gradient_norm", "nan_watch"])
