@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from nvsubq import viz
 from nvsubq.study.plan import Cell
@@ -25,6 +24,7 @@ from nvsubq.viz.style import (
     VERMILLION,
     YELLOW,
     in_style,
+    log_scale,
     new_figure,
 )
 
@@ -71,8 +71,6 @@ def curves(
     axes = figure.add_axes((62 / width, 42 / height, 1 - 190 / width, 1 - 78 / height))
     axes.set_title(title, pad=12)
     axes.set_xlabel("optimizer steps")
-    axes.set_yscale("log")
-    axes.yaxis.set_minor_formatter(NullFormatter())
     for core, done in cells.items():
         steps, mean, least, most = over_seeds(done, "val/mse")
         if steps and min(least) > 0:
@@ -80,6 +78,7 @@ def curves(
             axes.fill_between(steps, least, most, color=paint[core], alpha=0.15, linewidth=0)
     if baseline:
         axes.axhline(baseline, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.2, label="per-pixel mean")
+    log_scale(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1.4)
     return figure

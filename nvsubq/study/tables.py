@@ -80,7 +80,7 @@ def cell_line(row: CellRow) -> list[str]:
         runs += f", {row.failed} failed"
     if row.mse is None:
         why = f"failed: {row.reason}" if row.failed else (row.reason or "not run yet")
-        return [row.core, width, count, rate, runs, " ".join(why.split()), "", "", "", ""]
+        return [row.core, width, count, rate, runs, why.splitlines()[0], "", "", "", ""]
     mse = score_text(row.mse) if row.mse_sd is None else spread_text(row.mse, row.mse_sd)
     memory = row.device_bytes or row.memory_bytes
     return [
@@ -115,18 +115,16 @@ def rate_table(summary: Summary) -> Table | None:
 
 
 def verdicts(summary: Summary) -> list[str]:
-    """A sentence for each verdict: which cells beat the per-pixel mean, which equal it, which are worse."""
-    said = {
-        "beats": "beat the per-pixel mean",
-        "equal": "are within two standard errors of it",
-        "worse": "are worse than it",
-    }
-    lines = []
-    for verdict, text in said.items():
+    """A sentence each: how many cells beat the per-pixel mean, which equal it, which are worse."""
+    lines, of = [], len(summary.cells)
+    if beats := sorted(row.sigmas for row in summary.cells if row.verdict == "beats" and row.sigmas):
+        by = f"{beats[0]:.0f} to {beats[-1]:.0f}" if len(beats) > 1 else f"{beats[0]:.0f}"
+        lines.append(f"{len(beats)} of {of} cells beat the per-pixel mean, by {by} standard errors (SE).")
+    for verdict, text in {"equal": "are within two SE of it", "worse": "are worse than it"}.items():
         rows = [row for row in summary.cells if row.verdict == verdict]
         if rows:
             names = (f"{row.core} {row.spatial_dims}-D {_short(row)} ({row.sigmas:+.0f} SE)" for row in rows)
-            lines.append(f"{len(rows)} of {len(summary.cells)} cells {text}: {', '.join(names)}.")
+            lines.append(f"{len(rows)} of {of} {text}: {', '.join(names)}.")
     failed = [row for row in summary.runs if row.state == "failed"]
     if failed:
         lines.append(f"{len(failed)} of {len(summary.runs)} runs failed.")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from nvsubq.viz.style import LINES, QUIET, in_style, new_figure
+from nvsubq.viz.style import LINES, QUIET, in_style, log_scale, new_figure
 
 Series = Mapping[str, Sequence[float | None]]
 FEW = 12
@@ -52,7 +52,6 @@ def curve(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     if log and all(value is None or value > 0 for values in series.values() for value in values):
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
@@ -70,6 +69,8 @@ def curve(
             marker = "o" if there.sum() <= FEW else None
             axes.plot(numbers[there], heights[there], color=colour, label=name, marker=marker)
             drawn = True
+    if axes.get_yscale() == "log":
+        log_scale(axes)
     _limits(axes, numbers)
     if not drawn:
         axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", color=QUIET)

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 PIXELS_PER_INCH = 100
 INK, QUIET, RULE = "#1f2933", "#66717d", "#d5dbe1"
@@ -93,6 +94,24 @@ def bare(axes: Axes) -> None:
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def log_scale(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers, to be called when all is drawn: ticks depend on the range.
+
+    Example:
+        >>> axes = new_figure(300, 200).add_subplot()
+        >>> _ = axes.plot([0.03, 0.0004])
+        >>> log_scale(axes)
+        >>> [text.get_text() for text in axes.get_yticklabels() if 3e-4 < text.get_position()[1] < 4e-2]
+        ['0.0005', '0.001', '0.002', '0.005', '0.01', '0.02']
+    """
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    steps = range(1, 10) if high < 4 * low else (1, 2, 5) if high < 1000 * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the scale's own writes TeX
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def region_colours(num_classes: int, scored: Sequence[int] | None = None) -> list[str]:
