@@ -148,17 +148,23 @@ class SpatialRecall(DataModule):
         return image.clamp(0, 1)
 
     def baseline_errors(self) -> dict[str, np.ndarray]:
-        """Squared error of each test item, `[N]`, of two predictors that never look at the input.
+        """Squared error of each test item, `[N]`, of predictors that never look at an item.
 
         "constant" is the best number, "per-pixel mean" the best image; both are means over the answers of one
-        epoch of training. A recurrence that has learned nothing of the items ends there.
+        epoch of training. A recurrence that has learned nothing of the items ends there. In
+        "color_conditioning" the readout's frame tells the colour without a walk to the items: "mean in its
+        colour" is the mean item in it, where a model ends that has learned the colour alone.
         """
         train, test = (self.dataset(split).answers() for split in ("train", "test"))  # type: ignore[attr-defined]
         guesses = {"constant": train.mean(), "per-pixel mean": train.mean(0)}
+        if self.recall == "color_conditioning":
+            items = test.reshape(len(test), test.shape[1], -1)
+            colours = (items.max(-1) > 0).reshape(*items.shape[:2], *[1] * (test.ndim - 2))
+            guesses["mean in its colour"] = colours * train.max(1).mean(0)
         return {name: ((test - guess) ** 2).reshape(len(test), -1).mean(1) for name, guess in guesses.items()}
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Mean squared error on the test split of the best constant and of the per-pixel mean."""
+        """Mean squared error on the test split of each of those."""
         return {name: {"mse": float(errors.mean())} for name, errors in self.baseline_errors().items()}
 
     def describe(self) -> dict[str, Any]:

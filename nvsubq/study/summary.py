@@ -76,6 +76,7 @@ class CellRow:
     mse_sd: float | None = None
     constant: float | None = None
     per_pixel_mean: float | None = None
+    mean_in_its_colour: float | None = None
     gain: float | None = None
     standard_error: float | None = None
     sigmas: float | None = None
@@ -195,6 +196,8 @@ def _cell_row(
     row.gain, row.standard_error = gain(errors[BASELINE], squares)
     row.per_pixel_mean = float(errors[BASELINE][squares[0][0]].mean())
     row.constant = float(errors["constant"][squares[0][0]].mean())
+    if (coloured := errors.get("mean in its colour")) is not None:
+        row.mean_in_its_colour = float(coloured[squares[0][0]].mean())
     row.sigmas = row.gain / row.standard_error if row.standard_error > 0 else None
     return row
 

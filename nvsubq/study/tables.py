@@ -24,11 +24,19 @@ COLUMNS = (
     "ms a step",
     "memory",
 )
+BASELINES = {
+    "mean_in_its_colour": "mean in its colour",
+    "per_pixel_mean": "per-pixel mean",
+    "constant": "constant",
+}
+"""Columns of cells.csv that are lines of a table, and what they are called there."""
+
 EXPLAINED = (
     "Test MSE is the mean and sample standard deviation over seeds. The per-pixel mean never looks at the "
     "input; a model that has learned nothing of the items ends there. “Of the mean's” is the MSE over that "
     "of the per-pixel mean, “below the mean by” the difference in standard errors (over test items and, of "
-    "several seeds, over seeds): above 2 the cell beats it. A single seed has no error over seeds."
+    "several seeds, over seeds): above 2 the cell beats it. A single seed has no error over seeds. “Mean in "
+    "its colour” is where a model ends that has learned the colour and nothing of the item."
 )
 
 
@@ -56,10 +64,10 @@ def tables(summary: Summary) -> list[Table]:
         for row in rows:
             table.rows.append(cell_line(row))
             table.beats.append(row.verdict == "beats")
-        for name in ("per_pixel_mean", "constant"):
+        for name, label in BASELINES.items():
             value = next((v for row in rows if (v := getattr(row, name)) is not None), None)
             if value is not None:
-                table.rows.append([name.replace("per_pixel_", "per-pixel "), *[""] * 4, score_text(value)])
+                table.rows.append([label, *[""] * 4, score_text(value)])
                 table.rows[-1] += [""] * (len(COLUMNS) - len(table.rows[-1]))
                 table.beats.append(False)
         found[dims, task, patch] = table

@@ -150,6 +150,22 @@ def test_trivial_predictors():
     assert 0.02 < mse["per-pixel mean"] < mse["constant"] < 0.2
 
 
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+def test_to_know_the_colour_alone(spatial_dims):
+    """The frame in the readout says the colour: the mean item in it is what can be said without a walk."""
+    data = make(spatial_dims=spatial_dims, recall="color_conditioning", test_items=50)
+    train, test = data.dataset("train").answers(), data.dataset("test").answers()
+    mean = train.max(axis=1).mean(axis=0)
+    expected = []
+    for index, answer in enumerate(test):
+        canvas, _ = data.dataset("test")[index]
+        corner = canvas[(slice(None), *([-1] * spatial_dims))].numpy()  # of the frame
+        expected.append(np.mean([(a - c * mean) ** 2 for a, c in zip(answer, corner, strict=True)]))
+    mse = {name: scores["mse"] for name, scores in data.baselines().items()}
+    assert mse["mean in its colour"] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert mse["mean in its colour"] < mse["per-pixel mean"] < mse["constant"]
+
+
 def test_a_limit_leaves_no_class_out():
     labels = {digit.tobytes() for digit in make(test_items=1000).dataset("test").digits}
     few = make(test_items=8).dataset("test").digits
