@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from nvsubq import viz
 from nvsubq.study import pictures
 from nvsubq.study.runs import Folder
@@ -14,7 +12,7 @@ from nvsubq.study.summary import Summary
 from nvsubq.study.tables import EXPLAINED, rate_table, tables, verdicts
 from nvsubq.training.durable import write_whole
 
-TEMPLATE = "study.html.jinja"
+TEMPLATE = Path(__file__).with_name("study.html.jinja")
 
 
 def write_page(summary: Summary, folder: Folder) -> Path:
@@ -30,14 +28,7 @@ def write_page(summary: Summary, folder: Folder) -> Path:
 
 def render(summary: Summary) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(page(summary))
+    return viz.render_page(TEMPLATE, page(summary))
 
 
 def page(summary: Summary) -> dict[str, Any]:

@@ -6,17 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from nvsubq.training.report_data import Record, read_record
 from nvsubq.training.report_facts import cost, data_name, seed, setup
 from nvsubq.training.report_pictures import curves, pictures
 from nvsubq.training.report_walks import walks
 from nvsubq.training.scores import lower_is_better, score_text
+from nvsubq.viz import render_page
 
 HEADLINES = {"accuracy": "accuracy", "dice": "mean Dice", "rmse": "RMSE", "mse": "MSE", "loss": "loss"}
 """Metrics of which the first that was measured is the number of the run, and their names on the page."""
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 NONE = "–"
 
 
@@ -48,14 +47,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 def render(record: Record) -> str:
     """The report of a run as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(page(record))
+    return render_page(TEMPLATE, page(record))
 
 
 def page(record: Record) -> dict[str, Any]:

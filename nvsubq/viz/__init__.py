@@ -5,6 +5,7 @@ from nvsubq.viz.confusion import confusion, confusion_counts
 from nvsubq.viz.curves import curve
 from nvsubq.viz.embed import png_uri, svg_uri
 from nvsubq.viz.examples import example_grid, to_unit
+from nvsubq.viz.page import render_page
 from nvsubq.viz.receptive import receptive_field, receptive_map
 from nvsubq.viz.scans import distances, neighbour_distances, scan_paths
 from nvsubq.viz.slices import best_cut, slices
@@ -24,6 +25,7 @@ __all__ = [
     "receptive_field",
     "receptive_map",
     "region_colours",
+    "render_page",
     "scan_paths",
     "slices",
     "svg_uri",

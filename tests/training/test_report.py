@@ -250,4 +250,4 @@ def test_record_dates(digits_run: Path, tmp_path: Path) -> None:
 
 
 def test_template_lies_in_the_package() -> None:
-    assert (Path(report.__file__).parent / report.TEMPLATE).is_file()
+    assert report.TEMPLATE.is_file()
