@@ -158,8 +158,7 @@ class SpatialRecall(DataModule):
         train, test = (self.dataset(split).answers() for split in ("train", "test"))  # type: ignore[attr-defined]
         guesses = {"constant": train.mean(), "per-pixel mean": train.mean(0)}
         if self.recall == "color_conditioning":
-            items = test.reshape(len(test), test.shape[1], -1)
-            colours = (items.max(-1) > 0).reshape(*items.shape[:2], *[1] * (test.ndim - 2))
+            colours = test.max(tuple(range(2, test.ndim)), keepdims=True) > 0
             guesses["mean in its colour"] = colours * train.max(1).mean(0)
         return {name: ((test - guess) ** 2).reshape(len(test), -1).mean(1) for name, guess in guesses.items()}
 

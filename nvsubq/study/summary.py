@@ -23,6 +23,8 @@ from nvsubq.training.report_data import Record, RunError, read_record
 
 BASELINE = "per-pixel mean"
 """The best answer of a predictor that never looks at the input."""
+BASELINES = {"mean_in_its_colour": "mean in its colour", "per_pixel_mean": BASELINE, "constant": "constant"}
+"""Columns of cells.csv for the errors of trivial predictors, by their names in the data, if it has them."""
 SURE = 2.0
 """Standard errors below the baseline from which on a cell is said to beat it."""
 
@@ -194,10 +196,9 @@ def _cell_row(
     errors = baseline_errors(recipe, folder)
     squares = [(r.predictions["indices"], r.predictions["squares"]) for _, r in done]
     row.gain, row.standard_error = gain(errors[BASELINE], squares)
-    row.per_pixel_mean = float(errors[BASELINE][squares[0][0]].mean())
-    row.constant = float(errors["constant"][squares[0][0]].mean())
-    if (coloured := errors.get("mean in its colour")) is not None:
-        row.mean_in_its_colour = float(coloured[squares[0][0]].mean())
+    for column, name in BASELINES.items():
+        if name in errors:
+            setattr(row, column, float(errors[name][squares[0][0]].mean()))
     row.sigmas = row.gain / row.standard_error if row.standard_error > 0 else None
     return row
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvsubq.study.runs import Folder
-from nvsubq.study.summary import CellRow, Summary
+from nvsubq.study.summary import BASELINES, CellRow, Summary
 from nvsubq.training.durable import write_whole
 from nvsubq.training.scores import score_text, spread_text
 
@@ -24,13 +24,6 @@ COLUMNS = (
     "ms a step",
     "memory",
 )
-BASELINES = {
-    "mean_in_its_colour": "mean in its colour",
-    "per_pixel_mean": "per-pixel mean",
-    "constant": "constant",
-}
-"""Columns of cells.csv that are lines of a table, and what they are called there."""
-
 EXPLAINED = (
     "Test MSE is the mean and sample standard deviation over seeds. The per-pixel mean never looks at the "
     "input; a model that has learned nothing of the items ends there. “Of the mean's” is the MSE over that "

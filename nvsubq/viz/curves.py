@@ -50,9 +50,8 @@ def curve(
     axes.set_title(title, pad=18, x=-48 / (width - 72))
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
-    if log and all(value is None or value > 0 for values in series.values() for value in values):
-        axes.set_yscale("log")
-    else:
+    log = log and all(value is None or value > 0 for values in series.values() for value in values)
+    if not log:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
     numbers = np.asarray(epochs, dtype=float) + 1
@@ -69,7 +68,7 @@ def curve(
             marker = "o" if there.sum() <= FEW else None
             axes.plot(numbers[there], heights[there], color=colour, label=name, marker=marker)
             drawn = True
-    if axes.get_yscale() == "log":
+    if log:
         log_scale(axes)
     _limits(axes, numbers)
     if not drawn:
