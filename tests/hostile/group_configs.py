@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from pathlib import Path
 from typing import Any
 
-from guard import MARKER, Case
+from guard import MARKER, Call, Case
 
 PAYLOAD = f"touch {MARKER}"
 CODE = f"__import__('pathlib').Path('{MARKER}').touch()"
@@ -199,7 +199,7 @@ SMALL = [
 ]
 
 
-def _text(text: str) -> Callable[[], Any]:
+def _text(text: str) -> Call:
     def call() -> Any:
         from nvsubq.lazy_config import from_yaml, instantiate, validate
 
@@ -211,7 +211,7 @@ def _text(text: str) -> Callable[[], Any]:
     return call
 
 
-def _command(overrides: list[str]) -> Callable[[], Any]:
+def _command(overrides: list[str]) -> Call:
     def call() -> int:
         from nvsubq.cli.main import main
 
@@ -225,14 +225,17 @@ def cases(folder: Path) -> list[Case]:
     """All of them; the first one imports what all need."""
     import json
 
-    first = [("command: no loss", _command(["task.label_smoothing=2"]))]
+    first = [("command: no loss", functools.partial(_command, ["task.label_smoothing=2"]))]
     nodes = {
         path: f"_target_: {json.dumps(path)}\n{rest if rest != '{}' else ''}"
         for path, rest in TARGETS.items()
     }
     return [
         *first,
-        *((f"target: {path[:60]}", _text(text)) for path, text in nodes.items()),
-        *((f"text: {name}", _text(text)) for name, text in TEXTS.items()),
-        *((f"command: {name}", _command(overrides)) for name, overrides in OVERRIDES.items()),
+        *((f"target: {path[:60]}", functools.partial(_text, text)) for path, text in nodes.items()),
+        *((f"text: {name}", functools.partial(_text, text)) for name, text in TEXTS.items()),
+        *(
+            (f"command: {name}", functools.partial(_command, overrides))
+            for name, overrides in OVERRIDES.items()
+        ),
     ]

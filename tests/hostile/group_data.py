@@ -13,7 +13,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from guard import MARKER, Case
+from guard import MARKER, Call, Case
 from PIL import Image
 
 from nvsubq.data import ImageFolder, NiftiFolder
@@ -182,32 +182,33 @@ LABELS: dict[str, Spoil] = {
 }
 
 
+def read_images(root: Path, cache: bool) -> None:
+    data = ImageFolder(root, size=8, cache=cache)
+    data.setup()
+    for split in ("train", "val", "test"):
+        dataset: Any = data.dataset(split)
+        for i in range(len(dataset)):
+            dataset[i]
+
+
 def cases(folder: Path) -> list[Case]:
     """Each folder is in order but for one file; what is asked for is the data of a training."""
 
-    def of_images(name: str, spoil: Spoil, cache: bool) -> Callable[[], Any]:
-        def call() -> Any:
+    def of_images(name: str, spoil: Spoil, cache: bool) -> Callable[[], Call]:
+        def prepare() -> Call:
             root = images(fresh(folder / f"images {name} {cache}"))
             spoil(root / "dogs" / "2.png")
-            data = ImageFolder(root, size=8, cache=cache)
-            data.setup()
-            for split in ("train", "val", "test"):
-                dataset: Any = data.dataset(split)
-                for i in range(len(dataset)):
-                    dataset[i]
-            return {}
+            return lambda: read_images(root, cache)
 
-        return call
+        return prepare
 
-    def of_volumes(name: str, kind: str, spoil: Spoil) -> Callable[[], Any]:
-        def call() -> Any:
+    def of_volumes(name: str, kind: str, spoil: Spoil) -> Callable[[], Call]:
+        def prepare() -> Call:
             root = volumes(fresh(folder / f"volumes {kind} {name}"))
             spoil(root / kind / "sub-2.nii.gz")
-            data = NiftiFolder(root, crop_size=4, crops_per_epoch=4)
-            data.setup()
-            return {}
+            return lambda: NiftiFolder(root, crop_size=4, crops_per_epoch=4).setup()
 
-        return call
+        return prepare
 
     return [
         *((f"image: {name}", of_images(name, spoil, True)) for name, spoil in IMAGES.items()),

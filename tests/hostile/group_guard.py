@@ -51,13 +51,14 @@ def cases(folder: Path) -> list[Case]:
     def accepted() -> Any:
         return {}
 
-    return [
-        ("fine", fine),
-        ("accepted", accepted),
-        ("allocates", _allocate),
-        ("fills memory", _fill),
-        ("runs code", _run_code),
-        ("hangs", _hang),
-        ("writes outside", _write_outside),
-        ("leaves the marker", _mark),
-    ]
+    calls = {
+        "fine": fine,
+        "accepted": accepted,
+        "allocates": _allocate,
+        "fills memory": _fill,
+        "runs code": _run_code,
+        "hangs": _hang,
+        "writes outside": _write_outside,
+        "leaves the marker": _mark,
+    }
+    return [(name, lambda call=call: call) for name, call in calls.items()]  # type: ignore[misc]

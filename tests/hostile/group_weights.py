@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import pickle
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from guard import MARKER, Case
+from guard import MARKER, Call, Case
 
 from nvsubq import NDBackbone
 from nvsubq.models import from_pretrained
@@ -109,8 +110,6 @@ CONFIGS = {
 
 def cases(folder: Path) -> list[Case]:
     """A good model lies in `folder`; each case spoils one of its files, or offers a pickle in its place."""
-    import functools
-
     from nvsubq import NDMixer
     from nvsubq.cores import RGLRU
 
@@ -119,22 +118,22 @@ def cases(folder: Path) -> list[Case]:
     NDBackbone(1, 1, 3, depths=(1,), dims=(8,), mixer=mixer).save_pretrained(good)
     shutil.rmtree(folder / "models", ignore_errors=True)
 
-    def checkpoint(name: str, make: Callable[[], bytes]) -> Callable[[], Any]:
-        def call() -> Any:
+    def checkpoint(name: str, make: Callable[[], bytes]) -> Callable[[], Call]:
+        def prepare() -> Call:
             file = folder / f"{name}.ckpt"
             file.write_bytes(make())
-            return read_checkpoint(file)
+            return functools.partial(read_checkpoint, file)
 
-        return call
+        return prepare
 
-    def model(name: str, spoil: Callable[[Path], Any]) -> Callable[[], Any]:
-        def call() -> Any:
+    def model(name: str, spoil: Callable[[Path], Any]) -> Callable[[], Call]:
+        def prepare() -> Call:
             place = folder / "models" / name
             shutil.copytree(good, place, dirs_exist_ok=True)
             spoil(place)
-            return from_pretrained(place)
+            return functools.partial(from_pretrained, place)
 
-        return call
+        return prepare
 
     def weights(make: Callable[[], bytes]) -> Callable[[Path], Any]:
         return lambda place: (place / "model.safetensors").write_bytes(make())

@@ -1,9 +1,9 @@
 """Runs one group of hostile cases in a process of its own, and says what each of them did.
 
 `python guard.py GROUP FOLDER`: for each case a line `start NAME` and a line of JSON on standard output. The
-process has 2 GiB beyond what it has after its imports; a case has 5 seconds, a hang that no signal ends ends
-the process. Starting a process, opening a connection and leaving a file outside of the case's folder are
-noted: Python's audit events tell of them, whatever code it is.
+process has 2 GiB beyond what it has after its imports; a case has 5 seconds once its files lie there, and a hang
+that no signal ends ends the process. Starting a process, opening a connection and leaving a file outside of the
+case's folder are noted: Python's audit events tell of them, whatever code it is.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ AUDITED = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "pty.sp
 MARKER = "hostile_code_ran"
 """A payload that runs makes a file of this name in the working folder, or changes the environment to it."""
 
-Case = tuple[str, Callable[[], Any]]
-"""A name, and what a user would call: a library's function, or a command that returns its exit code."""
+Call = Callable[[], Any]
+"""What a user would call: a library's function, or a command that returns its exit code."""
+Case = tuple[str, Callable[[], Call]]
+"""A name, and what lays out the files of the case, which nobody times, and returns the call."""
 
 
 class Hung(BaseException):
@@ -41,20 +43,20 @@ def main(group: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     cases: list[Case] = importlib.import_module(group).cases(folder)
-    for _, call in cases[:1]:  # imports what the first call imports, with no limit
+    for _, prepare in cases[:1]:  # imports what the first call imports, with no limit
         with contextlib.suppress(BaseException), _captured():
-            call()
+            prepare()()
     noted: list[str] = []
     sys.addaudithook(lambda event, args: noted.append(event) if event in AUDITED else None)
     limit = _kilobytes("VmSize") * 1024 + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     signal.signal(signal.SIGALRM, _hung)
-    for name, call in cases:
+    for name, prepare in cases:
         print(f"start {name}", flush=True)
-        print(json.dumps(_run(name, call, noted, folder)), flush=True)
+        print(json.dumps(_run(name, prepare(), noted, folder)), flush=True)
 
 
-def _run(name: str, call: Callable[[], Any], noted: list[str], folder: Path) -> dict[str, Any]:
+def _run(name: str, call: Call, noted: list[str], folder: Path) -> dict[str, Any]:
     noted.clear()
     Path("/proc/self/clear_refs").write_text("5")  # begins VmHWM anew
     before, start = _kilobytes("VmRSS"), time.perf_counter()

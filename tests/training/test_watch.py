@@ -196,7 +196,6 @@ def test_tensorboard_shows_what_metrics_csv_holds(tmp_path):
 @pytest.mark.slow
 def test_wandb_without_a_network(tmp_path):
     """In a process of its own: it leaves another one behind that talks to the network, or here to a file."""
-    pytest.importorskip("wandb", reason="no part of the test extra: it brings a dozen packages for telemetry")
     command = [sys.executable, "-m", "nvsubq.cli.main", "train", "logger=wandb", "logger.wandb.offline=true"]
     done = subprocess.run(
         [*command, *CONFIG, "epochs=2", f"paths.runs={tmp_path}", "name=a"],
