@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from nvsubq.study.width import Width, find_width
 DONE, FAILED, LOG = "done.json", "failed.json", "log.txt"
 """Files beside a run's own: the mark of its end, written last; why it failed; what it printed."""
 
-NO_CONTENT = ("resume", "paths", "threads", "baselines", "report", "callbacks", "logger", "metrics_csv")
+NO_CONTENT = (
+    "resume", "paths", "threads", "baselines", "report", "callbacks", "logger", "metrics_csv",
+    "data.num_workers",
+)  # fmt: skip
 """Keys of a config that say nothing of what is learned."""
 
 
@@ -74,8 +79,8 @@ class Run:
         """A hash of what is learned: the same config has the same id on any machine and in any folder."""
         values: Any = OmegaConf.to_container(self.config, resolve=True)
         for key in NO_CONTENT:
-            values.pop(key, None)
-        values["data"].pop("num_workers", None)  # they draw the same canvases, however many
+            *groups, last = key.split(".")
+            reduce(getitem, groups, values).pop(last, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
     @property

@@ -54,11 +54,10 @@ class Device:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_fields_grow_until_memory_is_full(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[tuple[int, int]] = []
-    monkeypatch.setattr(search, "_sizes", sizes)
+def test_fields_grow_until_memory_is_full(count: int) -> None:
+    sizes: search.Sizes = []
     device, tried = Device(100 + 2 * 1000, count), []
-    for planes in search._larger(device, limit=60.0):  # type: ignore[arg-type]
+    for planes in search._larger(device, sizes, limit=60.0):  # type: ignore[arg-type]
         tried.append(planes)
         sizes.append((planes, 100 + 2 * planes))
     assert tried[:2] == [probe * count for probe in search.PROBES]
@@ -69,11 +68,10 @@ def test_fields_grow_until_memory_is_full(count: int, monkeypatch: pytest.Monkey
     assert tried[-1] > 1000  # whether more fits than memory seems to have is tried, too
 
 
-def test_the_search_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[tuple[int, int]] = []
-    monkeypatch.setattr(search, "_sizes", sizes)
+def test_the_search_ends_in_time() -> None:
+    sizes: search.Sizes = []
     tried = 0
-    for planes in search._larger(Device(10**6, 1), limit=0.0):  # type: ignore[arg-type]
+    for planes in search._larger(Device(10**6, 1), sizes, limit=0.0):  # type: ignore[arg-type]
         sizes.append((planes, 100 + 2 * planes))
         tried += 1
     assert tried == 2

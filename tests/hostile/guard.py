@@ -1,9 +1,9 @@
 """Runs one group of hostile cases in a process of its own, and says what each of them did.
 
 `python guard.py GROUP FOLDER`: for each case a line `start NAME` and a line of JSON on standard output. The
-process has 2 GiB beyond what it has after its imports; a case has 5 seconds once its files lie there, and a hang
-that no signal ends ends the process. Starting a process, opening a connection and leaving a file outside of the
-case's folder are noted: Python's audit events tell of them, whatever code it is.
+process has 2 GiB beyond what it has after its imports; a case has 5 seconds once its files lie there, and a
+hang that no signal ends ends the process. Starting a process, opening a connection and leaving a file outside
+of the case's folder are noted: Python's audit events tell of them, whatever code it is.
 """
 
 from __future__ import annotations

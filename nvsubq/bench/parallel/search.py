@@ -23,6 +23,9 @@ FULL = 3
 PROBES = (16, 32)
 """Planes of each slab that tell how memory grows."""
 
+Sizes = list[tuple[int, int]]
+"""Planes that were trained on, and the peak of memory in bytes."""
+
 SHARES = (0.85, 0.91, 0.95, 0.98, 1.01, 1.04, 1.07)
 """Of what should fit, what is tried, in this order."""
 
@@ -77,14 +80,14 @@ def _process(
         timeout=timedelta(seconds=120),
     )
     training = Training(setting, device)
-    at = 0
+    at, sizes = 0, Sizes()
     try:
-        for at in planes or _larger(training, limit):
+        for at in planes or _larger(training, sizes, limit):
             found = training.measured(at, brief=not planes)
             if rank == 0:
                 with Path(folder, "found").open("a") as file:
                     file.write(json.dumps(found) + "\n")
-            _sizes.append((at, found["peak_bytes"]))
+            sizes.append((at, found["peak_bytes"]))
             dist.barrier()
     except RuntimeError as error:  # of memory, or of a size that an operator of torch does not take
         end = Path(folder, "end")
@@ -94,14 +97,11 @@ def _process(
     dist.destroy_process_group()
 
 
-_sizes: list[tuple[int, Any]] = []  # planes that this process has trained on, and the peak of memory
-
-
-def _larger(training: Training, limit: float) -> Iterator[int]:
-    """Planes of larger and larger fields, the same in every process."""
+def _larger(training: Training, sizes: Sizes, limit: float) -> Iterator[int]:
+    """Planes of larger and larger fields, the same in every process; `sizes` takes each one in turn."""
     start, step = time.monotonic(), PATCH * training.slabs.count
     yield from (probe * training.slabs.count for probe in PROBES)
-    (first, low), (second, high) = _sizes
+    (first, low), (second, high) = sizes
     growth = (high - low) / (second - first)
     fits = second + (training.room() - high) / growth
     done = second
