@@ -24,9 +24,8 @@ from nvsubq.cores.base import (
 from nvsubq.cores.branches import convolve, convolve_step, make_branches, make_states, parse_dilations
 from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.fusing import is_plain, linears_of, own_of, weights_of
+from nvsubq.cores.mamba_together import MambaTogether
 from nvsubq.ops import mamba_inner, selective_scan, selective_state_update
-from nvsubq.ops.mamba_shares import mamba_shares
-from nvsubq.ops.mamba_walks import mamba_walks
 from nvsubq.ops.mamba_weights import MambaWeights
 from nvsubq.ops.numerics import inverse_softplus
 from nvsubq.ops.steps import mamba_step
@@ -34,7 +33,7 @@ from nvsubq.ops.steps import mamba_step
 _GATE_BIAS = 4.0  # a decay's gate starts near 1
 
 
-class Mamba(LTV_LRNN):
+class Mamba(MambaTogether, LTV_LRNN):
     """Mamba core (Gu & Dao, arXiv:2312.00752), with the event mode of STREAM (arXiv:2411.12603).
 
     `(x, z) = W_in h; x = SiLU(conv(x)); (d, B, C) = W_x x; delta = softplus(W_dt d + b_dt); A = -exp(A_log);
@@ -251,78 +250,8 @@ class Mamba(LTV_LRNN):
         out = self.out_proj(y)
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
 
-    def walk_with(
-        self, other: nn.Module, hidden_states: Tensor, order: Tensor | None, reverse: tuple[bool, bool]
-    ) -> Tensor | None:
-        """Run this core and another over the same cells and add them up, in fewer and larger steps.
-
-        Args:
-            other: the second core.
-            hidden_states: input `[B, L, C]`.
-            order: `[L]`, the cells in the order of both walks.
-            reverse: for each core, whether it walks from the end.
-
-        Returns:
-            the sum `[B, L, C]`, or None where it is to be made of two calls: on another device than CUDA,
-            with hooks or other modules in some place, and where no compiled kernels serve it.
-        """
-        if not hidden_states.is_cuda:  # on a CPU there is nothing to gain: no launches, and caches are small
-            return None
-        if not (is_plain(self, Mamba) and is_plain(other, Mamba) and isinstance(other, Mamba)):
-            return None
-        how = self.discretization, self.backend
-        mine, theirs = self.weights_together(), other.weights_together()
-        if mine is None or theirs is None or how != (other.discretization, other.backend):
-            return None
-        return mamba_walks(
-            hidden_states,
-            (mine, theirs),
-            order=order,
-            reverse=reverse,
-            discretization=how[0],  # type: ignore[arg-type]
-            backend=how[1],
-        )
-
-    def walk_apart(
-        self,
-        others: Sequence[nn.Module],
-        hidden_states: Tensor,
-        orders: Sequence[Tensor | None],
-        reverse: Sequence[bool],
-    ) -> Tensor | None:
-        """Run this core and others, each over its share of the channels, in fewer and larger steps.
-
-        Args:
-            others: the cores of the shares behind the first.
-            hidden_states: input of all cores, side by side, `[B, L, S C]`.
-            orders: for each core the cells in the order of its walk, `[L]`, or None.
-            reverse: for each core, whether it walks from the end.
-
-        Returns:
-            `[B, L, S C]`, or None where it is to be made of one call for each: on another device than a CPU,
-            with hooks or other modules in some place, and where no compiled kernels serve it.
-        """
-        if hidden_states.device.type != "cpu":  # what it saves, waiting for threads, is a CPU's
-            return None
-        cores = [self, *others]
-        if not all(is_plain(core, Mamba) for core in cores):
-            return None
-        weights = [core.weights_together() for core in cores]  # type: ignore[operator]
-        hows = {(core.discretization, core.backend) for core in cores}
-        if None in weights or len(hows) > 1:
-            return None
-        return mamba_shares(
-            hidden_states,
-            weights,
-            orders=orders,
-            reverse=reverse,
-            discretization=self.discretization,  # type: ignore[arg-type]
-            backend=self.backend,
-        )
-
     def weights_together(self) -> MambaWeights | None:
-        """The weights if they say all that `forward` does."""
-        if torch.compiler.is_compiling() or not self._is_fusable():
+        if torch.compiler.is_compiling() or not is_plain(self, Mamba) or not self._is_fusable():
             return None
         linears = linears_of(self, "in_proj", "x_proj", "dt_proj", "out_proj")
         conv, own = weights_of(self.conv1d, nn.Conv1d), own_of(self, "A_log", "D")
