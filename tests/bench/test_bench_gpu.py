@@ -150,9 +150,19 @@ class TestOps:
     @needs_native
     def test_the_host(self):
         rows = measure_all(ops.host(CPU), FakeClock())
-        assert list(rows[0].times) == list(TABLES["host"].timed)
-        assert rows[0].work == {}
-        assert rows[1].problem.startswith("not installed")
+        assert [row.name for row in rows] == [OURS, "autograd alone", "mamba-ssm"]
+        for row in rows[:2]:
+            assert list(row.times) == list(TABLES["host"].timed)
+            assert row.work == {}
+        assert rows[2].problem.startswith("not installed")
+
+    def test_autograd_alone_gives_all_that_an_op_gives(self):
+        tensors, function = peers.allocation(inputs.of_scan(SMALL, CPU))
+        leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+        y = function(**leaves)
+        gradients = torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
+        for given, found in zip((leaves["u"], *leaves.values()), (y, *gradients), strict=True):
+            assert (found.shape, found.dtype) == (given.shape, given.dtype)
 
     @needs_native
     def test_orders_are_one_function(self):

@@ -142,7 +142,7 @@ def conv(size: Size, device: torch.device) -> list[Subject]:
 
 
 def host(device: torch.device, size: Size = HOST_SIZE) -> list[Subject]:
-    """What a call of `selective_scan` costs the host."""
+    """What a call of `selective_scan` costs the host, beside what autograd takes of that."""
 
     def task(peer: MakePeer) -> Task:
         tensors, function = peer(inputs.of_scan(size, device))
@@ -156,5 +156,9 @@ def host(device: torch.device, size: Size = HOST_SIZE) -> list[Subject]:
         return Task(found, wall=tuple(found))
 
     ours = partial(_ours, "selective_scan", "native", {"delta_softplus": True})
-    given: dict[str, MakePeer] = {OURS: ours, "mamba-ssm": peers.mamba_ssm_scan}
+    given: dict[str, MakePeer] = {
+        OURS: ours,
+        "autograd alone": peers.allocation,
+        "mamba-ssm": peers.mamba_ssm_scan,
+    }
     return [Subject("host", "selective_scan", name, partial(task, peer)) for name, peer in given.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from nvsubq.bench.gpu.inputs import Tensors
@@ -16,6 +17,24 @@ Peer = tuple[Tensors, Callable[..., Tensor]]
 def _cells_last(tensors: Tensors) -> Tensors:
     """`[B, L, ...]` as `[B, ..., L]` in memory too; parameters as they are."""
     return {n: t.movedim(1, -1).contiguous() if t.dim() > 2 else t for n, t in tensors.items()}
+
+
+class _Allocation(torch.autograd.Function):
+    """Memory for an output like the first tensor and for every gradient; nothing is written to it."""
+
+    @staticmethod
+    def forward(ctx, *tensors: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(*tensors)
+        return torch.empty_like(tensors[0])
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors)
+
+
+def allocation(tensors: Tensors) -> Peer:
+    """What autograd takes for an op with these tensors, whoever computes it: no kernel is queued."""
+    return tensors, lambda **given: _Allocation.apply(*given.values())  # type: ignore[no-untyped-call]
 
 
 def mamba_ssm_scan(tensors: Tensors) -> Peer:
