@@ -57,7 +57,7 @@ def normed_project(core: nn.Module, norm: str, name: str, x: Tensor) -> Tensor |
         x.device.type, enabled=False
     ):  # one kernel, in fp32 inside; autocast would store fp32
         y = F.rms_norm(x.unflatten(-1, (layer.groups, -1)), (layer.width // layer.groups,), None, layer.eps)
-        weight = weights["weight"] * own["weight"]
+        weight = (weights["weight"] * own["weight"]).to(weights["weight"].dtype)
     return F.linear(y.flatten(-2), weight, weights["bias"])
 
 

@@ -15,7 +15,7 @@ from nvsubq.ops import dispatch
 from nvsubq.ops.autocast import autocast_off
 from nvsubq.ops.carry import carry_on, carrying
 from nvsubq.ops.export import exported
-from nvsubq.ops.tracing import exporting, traced
+from nvsubq.ops.tracing import exporting, jit_traced, traced
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -96,6 +96,8 @@ class Op:
             call = tensors, options, seq_idx, order, reverse, return_final_state, backend
             return carry_on(self, carry, *call)
         if traced():
+            if jit_traced():
+                raise RuntimeError(f"`torch.jit.trace` cannot record `{self.name}`; `torch.export` can.")
             if exporting():  # an exported program has torch's operators alone
                 y, final = exported(self.name, self.named(tensors, options), seq_idx, order, reverse)
             else:
@@ -126,13 +128,16 @@ class Op:
                 key = (
                     self.name, backend or dispatch.asked(), dispatch.generation(), options, reverse,
                     tuple([
-                        None if t is None else (type(t), t.shape, t.stride(), t.dtype, t.device)
+                        None if t is None else
+                        (type(t), t.shape, t.stride(), t.dtype, t.device, t.is_conj(), t.is_neg())
                         for t in given
                     ]),
                 )  # fmt: skip
                 return _memory.calls[key]
-            except (KeyError, AttributeError, TypeError, RuntimeError):
-                pass  # new, or nothing that can be a key: no tensor, a list, a tensor without strides
+            except KeyError:
+                pass  # new
+            except (AttributeError, TypeError, RuntimeError):
+                key = None  # nothing that can be a key: no tensor, a list, a tensor without strides
         prepared = self._prepare(tensors, options, seq_idx, order, reverse, backend)
         if key is not None and all(t is None or type(t) in (Tensor, Parameter) for t in given):
             _memory.remember(key, prepared)
@@ -235,4 +240,7 @@ class PlainCall:
 
 
 def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if grad is None else grad
+    """The gradient, dense as an operator's outputs are."""
+    return (
+        torch.zeros(like.shape, dtype=like.dtype, device=like.device) if grad is None else grad.contiguous()
+    )

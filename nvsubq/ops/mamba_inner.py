@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nvsubq.ops import dispatch
+from nvsubq.ops.autocast import autocast_off, backward_without_autocast
 from nvsubq.ops.carry import Carry, Grads, SlabScan, carrying, last_walked
 from nvsubq.ops.conv import CAUSAL_CONV1D, causal_conv1d
 from nvsubq.ops.native.served import declines
@@ -70,10 +71,18 @@ def mamba_inner(
     x_proj, dt_proj = x_proj.to(xz.dtype), dt_proj.to(xz.dtype)  # as autocast has the activations
     tensors = (xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, delta_a, timesteps)
     walk = {"seq_idx": seq_idx, "order": order, "reverse": reverse}
+    with autocast_off(xz.device):
+        return _inner(tensors, walk, discretization, backend)
+
+
+def _inner(
+    tensors: tuple[Any, ...], walk: dict[str, Any], discretization: str, backend: str | None
+) -> Tensor:
     if _one_node(tensors, backend):
         carry = carrying()
-        if carry is None or seq_idx is None:  # which a slab has not: the ops say so
+        if carry is None or walk["seq_idx"] is None:  # which a slab has not: the ops say so
             return _Inner.apply(carry, discretization, walk, backend, *tensors)  # type: ignore[no-any-return]
+    xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, delta_a, timesteps = tensors
     x, z = xz.chunk(2, dim=-1)
     u: Any = causal_conv1d(x, conv_weight, conv_bias, activation="silu", backend=backend, **walk)  # type: ignore[arg-type]
     low, B, C = _split(F.linear(u, x_proj), dt_proj, A)
@@ -196,6 +205,7 @@ class _Inner(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @backward_without_autocast
     def backward(ctx, d_y: Tensor):  # type: ignore[override]
         x_dbl, saved, state, decays, before, *tensors = ctx.saved_tensors
         carry = ctx.options[0]
@@ -203,7 +213,8 @@ class _Inner(torch.autograd.Function):
         u = calls.u()
         inputs = calls.inputs(u, x_dbl)
         xz, x_proj, dt_proj = tensors[0], calls.x_proj, calls.dt_proj
-        d_xz, d_x_dbl = torch.empty_like(xz), torch.empty_like(x_dbl)
+        d_xz = torch.empty_like(xz, memory_format=torch.contiguous_format)  # its parts are written to
+        d_x_dbl = torch.empty_like(x_dbl)
         d_x, d_z = d_xz.chunk(2, dim=-1)
         d_low, d_B, d_C = _split(d_x_dbl, dt_proj, calls.A)
         into = {"B": d_B, "C": d_C, "z": d_z}

@@ -30,7 +30,8 @@ def segments_of(
         device: where the table is put; by default where the given tensor is.
 
     Returns:
-        int32 `[B, L]`, or None when none is given. `lengths` apply on top of the other two.
+        int32 `[B, L]` (int64 if `seq_idx` is), or None when none is given. `lengths` apply on top of the
+        other two.
 
     Raises:
         ValueError: a wrong shape or dtype, lengths outside 0..L (looked at on the CPU only, as reading
@@ -49,7 +50,10 @@ def segments_of(
     table = None
     if seq_idx is not None:
         integers("seq_idx", seq_idx, (batch, length), "[B, L]")
-        table = seq_idx.to(device=device or seq_idx.device, dtype=torch.int32)
+        table = seq_idx.to(
+            device=device or seq_idx.device,
+            dtype=torch.int64 if seq_idx.dtype == torch.int64 else torch.int32,
+        )
     if cu_seqlens is not None:
         table = _from_borders(batch, length, cu_seqlens, device)
     if lengths is not None:

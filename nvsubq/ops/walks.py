@@ -135,7 +135,11 @@ def plan_walk(
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return _captured(length, order, _directions(reverse), seq_idx, device)
     walk = _cached(length, order, _directions(reverse), device)
-    return walk if seq_idx is None else _cached_sequences(walk, seq_idx)
+    if seq_idx is None:
+        return walk
+    if any(t is not None and t.is_inference() for t in (order, seq_idx)):  # a change would go unseen
+        return _with_sequences(walk, seq_idx)
+    return _cached_sequences(walk, seq_idx)
 
 
 def check_walk(check: Arguments, given: Mapping[str, Any], of: str) -> int:
@@ -198,12 +202,11 @@ def _cached(length: int, order: Tensor | None, directions: tuple[bool, ...], dev
 
 
 def _cached_sequences(walk: Walk, seq_idx: Tensor) -> Walk:
-    if seq_idx.is_inference():
-        return _with_sequences(walk, seq_idx)
     plans = _plans_of(seq_idx, lambda: None)
     key = (walk,)  # by identity, and kept alive by being the key
     if key not in plans.walks:
-        plans.walks[key] = _stamped(_with_sequences(walk, seq_idx), seq_idx.device)
+        with torch.inference_mode(False), torch.no_grad():  # what is cached must serve training as well
+            plans.walks[key] = _stamped(_with_sequences(walk, seq_idx), seq_idx.device)
     return plans.walks[key]
 
 

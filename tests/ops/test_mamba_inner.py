@@ -89,6 +89,27 @@ def test_bfloat16_activations_with_float32_parameters() -> None:
         assert_close(name, got[name].float(), expected[name].double(), tolerance=2e-2)
 
 
+def test_cells_that_do_not_lie_in_rows() -> None:
+    tensors = inputs(torch.float64)
+    expected = outcome(tensors)
+    turned = tensors["xz"].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    for name, got in outcome(tensors | {"xz": turned}).items():
+        assert torch.equal(got, expected[name])
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_autocast_changes_nothing(backend: str) -> None:
+    """The activations' dtype is that of `xz`."""
+    tensors = inputs(torch.float32)
+    expected = outcome(tensors, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mamba_inner(**tensors, backend=backend)
+    assert torch.equal(y, expected["y"])
+    cotangent = torch.linspace(-1, 1, y.numel()).view_as(y)
+    for name, got in zip(tensors, torch.autograd.grad(y, list(tensors.values()), cotangent), strict=True):
+        assert torch.equal(got, expected[name])
+
+
 def test_repeats_give_the_same_bits_and_one_node_is_recorded() -> None:
     tensors = inputs(torch.float32)
     first, second = outcome(tensors), outcome(tensors)

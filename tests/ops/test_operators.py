@@ -178,3 +178,13 @@ def test_a_table_that_changes_is_seen() -> None:
     order[0] = 2
     with pytest.raises(ValueError, match=r"`order` \(=\[2, 2, 1, 0\]\) must be a permutation"):
         ops.causal_conv1d(x, weight, order=order)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_jit_trace_is_refused() -> None:
+    """It would record the memory that a kernel is about to fill."""
+    x, weight = torch.randn(2, 5, 4), torch.randn(4, 3)
+    with pytest.raises(
+        RuntimeError, match=r"`torch\.jit\.trace` cannot record `causal_conv1d`; `torch\.export`"
+    ):
+        torch.jit.trace(lambda x: ops.causal_conv1d(x, weight), x, check_trace=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nvsubq.cores import Mamba
 from nvsubq.ops import segments_of
 
 INT = torch.int32
@@ -62,6 +63,14 @@ def test_what_is_refused(given: dict, message: str) -> None:
 def test_borders_must_rise_from_zero_to_the_length(borders: list[int]) -> None:
     with pytest.raises(ValueError, match=r"`cu_seqlens` \(=\[.*\]\) must rise from 0 to L \(=4\)\."):
         segments_of(1, 4, cu_seqlens=torch.tensor(borders))
+
+
+def test_wide_numbers_of_sequences_stay_apart() -> None:
+    narrow = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    core, x = Mamba(4), torch.randn(1, 6, 4)
+    expected = core(x, seq_idx=narrow)
+    for shift in (narrow << 32, torch.where(narrow < 0, -1, narrow + (1 << 31))):
+        assert torch.equal(core(x, seq_idx=shift), expected)
 
 
 def test_not_a_tensor() -> None:

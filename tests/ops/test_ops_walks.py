@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from nvsubq.ops import walks
+from nvsubq.ops import causal_conv1d, walks
 from nvsubq.ops.walks import plan_walk
 
 ORDER = torch.tensor([[2, 0, 3, 1], [3, 2, 1, 0]])
@@ -120,6 +120,25 @@ def test_plans_made_under_inference_mode_serve_training() -> None:
         x = torch.randn(1, 5, 1, requires_grad=True)
         walk.gather(x).sum().backward()
         assert torch.equal(x.grad, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_sequences_seen_under_inference_mode_serve_training(backend: str) -> None:
+    seq_idx = torch.tensor([[0, 0, 1, -1, 1, 2]])
+    x, weight = torch.randn(1, 6, 4, requires_grad=True), torch.randn(4, 3)
+    with torch.inference_mode():
+        causal_conv1d(x, weight, seq_idx=seq_idx, backend=backend)
+    causal_conv1d(x, weight, seq_idx=seq_idx, backend=backend).sum().backward()
+    assert x.grad is not None
+
+
+def test_an_order_of_inference_mode_leaves_no_plans_behind() -> None:
+    with torch.inference_mode():
+        order = torch.randperm(6)
+    seq_idx = torch.zeros(1, 6, dtype=torch.int32)
+    for _ in range(3):
+        plan_walk(6, order, seq_idx=seq_idx)
+    assert id(seq_idx) not in walks._plans
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ struct Packs {
   int64_t each, per_group;
 
   Packs(const Selective& a, const Chunks& chunks) {
+    each = per_group = 0;  // without channels
+    if (!chunks.per_group) return;
     const int64_t threads = a.threads > 1 ? a.threads : 1;
     const int64_t wanted = a.batch * chunks.groups % threads ? threads : 1;
     per_group = wanted < chunks.per_group ? wanted : chunks.per_group;
@@ -113,7 +115,7 @@ struct Segment {
   bool starts[kMaxCells];
 
   void read(const Steps& steps, int64_t begin, int64_t most) {
-    const int64_t left = steps.count - begin;
+    const int64_t left = begin < 0 ? 0 : steps.count - begin;  // before the first: of a walk without cells
     cells = int(left < 0 ? 0 : left < most ? left : most);
     any_starts = false;
     for (int t = 0; t < cells; ++t) {

@@ -167,7 +167,8 @@ int64_t workspace_of(const Rglru& a) {
   Links::in<T>(backward, a, back);
   partial_in<T>(backward, a, back);
   int64_t bytes = forward.bytes() > backward.bytes() ? forward.bytes() : backward.bytes();
-  if (in_pairs(a) && pairs_workspace(a) > bytes) bytes = pairs_workspace(a);
+  // Whether or not these addresses pair up: who calls may keep the size for others.
+  if (pairs_workspace(a) > bytes) bytes = pairs_workspace(a);
   return bytes;
 }
 

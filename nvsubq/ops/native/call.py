@@ -91,7 +91,8 @@ class NativeCall:
         self.device = arguments[op.tensors[0]].device
         self.walks = self.reverse is not False or any(arguments[n] is not None for n in ("seq_idx", "order"))
         self.saved_elements, self.dtype = native.saved(arguments)
-        self.odd = any(t is not None and (t.is_complex() or readable(t) is not t) for t in tensors)
+        self.odd = any(readable(t) is not t for t in tensors)
+        self.strides = [None if t is None else t.stride() for t in map(readable, tensors)]
         # By pass and by the tables that a walk has. Of each thread, since a call writes to them: the backward
         # of CUDA tensors runs on one of autograd's.
         self.packed: dict[int, dict[tuple[str, str], Struct]] = {}
@@ -159,6 +160,14 @@ class NativeCall:
         """The tensors as the library can read them."""
         return tuple([readable(t) for t in tensors]) if self.odd else tensors
 
+    def restored(self, tensors: Tensors) -> tuple[Tensors, str]:
+        """Tensors that autograd kept, and how they lie where a hook gave back others (`save_on_cpu` does)."""
+        strides = [None if t is None else t.stride() for t in tensors]
+        if strides == self.strides:
+            return tensors, ""
+        tensors = tuple([readable(t) for t in tensors])
+        return tensors, f" laid {[None if t is None else t.stride() for t in tensors]}"
+
     def run_forward(
         self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True, into: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -195,8 +204,9 @@ class NativeCall:
         tensors: Tensors,
         tables: Tables,
         into: Mapping[str, Tensor] | None = None,
+        laid: str = "",
     ) -> list[Tensor | None]:
-        """As `backward`, of tensors that the library can read."""
+        """As `backward`, of tensors that the library can read; `laid` as `restored` says."""
         like: Any = tensors[0]
         d_y = like.new_zeros(self.y.shape, dtype=self.y.dtype) if d_y is None else readable(d_y)
         d_final = readable(d_final)
@@ -208,6 +218,7 @@ class NativeCall:
         which = "backward" if d_final is None else "backward with final"
         if into is not None:
             which += " into " + " ".join(into)
+        which += laid
         packed = self.structs().get((which, tables.which))
         if packed is None:
             others = {f"d_{name}": grad for name, grad in zip(self.names, grads, strict=True)}
@@ -264,5 +275,6 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_y: Tensor | None, d_final: Tensor | None):  # type: ignore[override]
-        saved, *inputs = ctx.saved_tensors
-        return None, None, None, *ctx.call.run_backward(d_y, d_final, saved, tuple(inputs), ctx.tables)
+        saved, *kept = ctx.saved_tensors
+        inputs, laid = ctx.call.restored(tuple(kept))
+        return None, None, None, *ctx.call.run_backward(d_y, d_final, saved, inputs, ctx.tables, laid=laid)

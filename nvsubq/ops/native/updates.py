@@ -21,6 +21,7 @@ from nvsubq.ops.native.linear import linear_scan
 from nvsubq.ops.native.rglru import rglru_scan
 from nvsubq.ops.native.selective import selective_scan
 from nvsubq.ops.native.ssd import ssd_scan
+from nvsubq.ops.native.step_call import written
 from nvsubq.ops.native.struct import Struct
 from nvsubq.ops.native.walking import NO_TABLES
 from nvsubq.ops.numerics import accumulation_dtype
@@ -73,7 +74,9 @@ class UpdateCall:
         y = state.new_empty(self.y.shape, dtype=self.y.dtype)
         memory = self.memory(state)
         self.packed.run([memory, *rest, y, memory], NO_TABLES, None)
-        if memory is not state:
+        if memory is state:
+            written(state)
+        else:
             with torch.no_grad():
                 state.copy_(memory)
         return y
