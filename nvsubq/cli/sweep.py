@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ class SweepRefused(BaseException):
 
     Args:
         error: what is wrong with the job.
+        overrides: those of the job, where its config could not be composed.
     """
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, overrides: Sequence[str] = ()) -> None:
         super().__init__(str(error))
         self.error = error
+        self.overrides = tuple(overrides)
 
 
 class SweepTable(Callback):
@@ -63,7 +66,7 @@ class SweepTable(Callback):
         from nvsubq.training.processes import check_single
 
         global current
-        for overrides in jobs(list(config.hydra.overrides.task)):
+        for overrides in jobs([*params_of(config.hydra.sweeper), *config.hydra.overrides.task]):
             try:
                 job = compose(kwargs.get("config_name"), overrides=overrides)
                 check_config(job)
@@ -73,7 +76,7 @@ class SweepTable(Callback):
                 text = f"{error}\n  in the job {' '.join(overrides)}"
                 raise SweepRefused(ConfigError(text, error.key)) from None
             except HydraException as error:
-                raise SweepRefused(error) from None
+                raise SweepRefused(error, overrides) from None
         self.folder = Path(config.hydra.sweep.dir)
         self.runs = Path(config.paths.runs)
         current = self
@@ -98,25 +101,40 @@ class SweepTable(Callback):
             remove_empty(self.folder, self.runs)
 
 
+def params_of(sweeper: DictConfig) -> list[str]:
+    """What ``hydra.sweeper.params`` of a config sweeps over, as overrides.
+
+    Those of another sweeper than Hydra's own are its own affair: it reads them in its own language.
+    """
+    if "basic_sweeper" not in sweeper._target_:
+        return []
+    return [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+
+
 def jobs(overrides: list[str]) -> list[list[str]]:
     """The overrides of every job of a sweep, in the order of Hydra's own sweeper.
+
+    Of two with one key the later wins, in the place of the earlier: the command line comes after the
+    params of a config.
 
     Example:
         >>> jobs(["core=s5,mamba", "seed=0"])
         [['core=s5', 'seed=0'], ['core=mamba', 'seed=0']]
+        >>> jobs(["seed=0,1", "core=s5", "seed=2"])
+        [['seed=2', 'core=s5']]
     """
     hydra = GlobalHydra.instance()
     loader = hydra.config_loader() if hydra.is_initialized() else None
-    choices = []
+    choices: dict[str, list[str]] = {}
     for override in OverridesParser.create(config_loader=loader).parse_overrides(overrides):
         key = override.get_key_element()
         if override.is_discrete_sweep():
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         elif override.is_sweep_override():
             return []  # an interval: only a sweeper that samples it knows its values
         else:
-            choices.append([str(override.input_line)])
-    return [list(job) for job in itertools.product(*choices)]
+            choices[key] = [str(override.input_line)]
+    return [list(job) for job in itertools.product(*choices.values())]
 
 
 def _overrides(file: Path) -> dict[str, str]:

@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     except HydraException as error:
         return _composition_failed(error, arguments)
     except sweep.SweepRefused as refused:
-        return _composition_failed(refused.error, arguments)
+        return _composition_failed(refused.error, _arguments_of_job(arguments, refused.overrides))
     finally:
         if sweep.current is not None:
             sweep.current.finish()
@@ -54,6 +54,12 @@ def _flags_first(arguments: Sequence[str]) -> list[str]:
     """``-m`` before the overrides: Hydra's parser refuses it between two of them."""
     flags = [a for a in arguments if a in ("-m", "--multirun")]
     return [*flags, *(a for a in arguments if a not in flags)]
+
+
+def _arguments_of_job(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The arguments with one job's choices in place of the sweep's."""
+    keys = {override.partition("=")[0] for override in overrides}
+    return [*(a for a in arguments if a.partition("=")[0] not in keys), *overrides]
 
 
 def _composition_failed(error: Exception, arguments: Sequence[str]) -> int:

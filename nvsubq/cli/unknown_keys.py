@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 from nvsubq.cli.errors import hydra_message, nearest
 from nvsubq.cli.paths import PRIMARY, config_dir
 
@@ -25,10 +27,13 @@ def explain(error: Exception, arguments: Sequence[str]) -> str | None:
         return None
     key = found.group(1).replace("/", ".")
     parent, _, name = key.rpartition(".")
-    keys = _keys(parent, arguments)
-    if keys is None:
+    node = _node(parent, arguments)
+    if node is None:
         return hydra_message(str(error))
+    keys = _keys(node, parent)
     if name in keys:
+        if OmegaConf.is_interpolation(node, name) or not isinstance(node.get(name), DictConfig):
+            return hydra_message(str(error))
         # The key is there, but no group of the defaults list: a saved config is overridden key by key.
         return (
             f"{key!r} is no group of this config, so that it cannot be exchanged as a whole; "
@@ -55,10 +60,17 @@ def _other_options(group: str, name: str) -> str:
     return f" It belongs to {', '.join(found)}." if found else ""
 
 
-def _keys(parent: str, arguments: Sequence[str]) -> list[str] | None:
-    """The keys of the node `parent`, in the config that the arguments ask for without the bad ones."""
+def _keys(node: DictConfig, parent: str) -> list[str]:
+    """The keys that an override may name in a node; at the top the groups as well."""
+    keys = [str(key) for key in node if not str(key).startswith("_")]
+    if not parent:
+        keys += [p.name for p in config_dir().iterdir() if p.is_dir() and p.name not in (*keys, "hydra")]
+    return keys
+
+
+def _node(parent: str, arguments: Sequence[str]) -> DictConfig | None:
+    """The node `parent` of the config that the arguments ask for without the bad ones."""
     from hydra import compose, initialize_config_dir
-    from omegaconf import DictConfig, OmegaConf
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-name", "-cn", default=PRIMARY.removesuffix(".yaml"))
@@ -85,9 +97,4 @@ def _keys(parent: str, arguments: Sequence[str]) -> list[str] | None:
                 return None
             groups.remove(bad[0])
     node = OmegaConf.select(config, parent) if parent else config
-    if not isinstance(node, DictConfig):
-        return None
-    keys = [str(key) for key in node if not str(key).startswith("_")]
-    if not parent:
-        keys += [p.name for p in config_dir().iterdir() if p.is_dir() and p.name not in (*keys, "hydra")]
-    return keys
+    return node if isinstance(node, DictConfig) else None

@@ -1,8 +1,9 @@
 """Which dotted paths a config may name, and the objects behind them.
 
 A path is tested as text before anything is imported, then the object found is tested by the module and name
-it was defined under: an allowed package that imports ``os`` does not hand ``os.system`` to configs. The list
-narrows what a config can run; it is no sandbox.
+it was defined under: an allowed package that imports ``os`` does not hand ``os.system`` to configs. Of the
+packages on the default list only what `vetted` lists is a target. The list narrows what a config can run; it
+is no sandbox.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -19,29 +21,13 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
+from nvsubq.lazy_config import vetted
+
 VARIABLE = "NVSUBQ_ALLOW_TARGETS"
 _DEFAULT = ("nvsubq.*", "torch.nn.*", "torch.optim.*", "lightning.*", "torchmetrics.*", "mamba_ssm.*")
 # Extras of nvsubq that bring a package of the list, or one that `nvsubq train` adds to it.
 _EXTRAS = {"mamba_ssm": "cuda", "lightning": "train", "torchmetrics": "train", "monai": "monai"}
 _REFUSED = ("nvsubq.lazy_config.", "nvsubq._")  # the code of the policy: a config must not widen it
-# Below the list's packages, what runs other code, unpickles or writes files: commands and file helpers.
-_COMMANDS = (
-    "nvsubq.cli.",
-    "nvsubq.bench.",
-    "nvsubq.training.durable.",
-    "nvsubq.training.run_folder.",
-    "nvsubq.training.unfinished.",
-    "nvsubq.models.save_pretrained.",
-    "nvsubq.models.pretrained.save_pretrained.",
-    "lightning.pytorch.cli.",
-    "lightning.pytorch.core.saving.",
-    "lightning.pytorch.utilities.",
-    "lightning.fabric.cli.",
-    "lightning.fabric.utilities.",
-    "mamba_ssm.utils.",
-)
-_UNPICKLERS = ("lightning.", "load_from_checkpoint"), ("mamba_ssm.", "from_pretrained")
-
 # A tuple that is replaced, never changed: no method call on the policy, found by some path, can add to it.
 _policy: tuple[str, ...] = _DEFAULT
 _lock = threading.Lock()
@@ -153,7 +139,16 @@ def _checked_entry(entry: str, where: str = "") -> str:
 
 
 def _listed(path: str) -> bool:
-    return any(path == entry or (entry.endswith(".*") and path.startswith(entry[:-1])) for entry in policy())
+    return _within(path, policy())
+
+
+def _within(path: str, entries: Iterable[str]) -> bool:
+    return any(path == entry or (entry.endswith(".*") and path.startswith(entry[:-1])) for entry in entries)
+
+
+def _by_default_alone(path: str) -> bool:
+    """Whether the default list allows a path, and no entry of the user, whose word goes for all below it."""
+    return _within(path, _DEFAULT) and not _within(path, (e for e in policy() if e not in _DEFAULT))
 
 
 def is_allowed_text(path: str) -> bool:
@@ -168,12 +163,6 @@ def is_allowed_text(path: str) -> bool:
 def _check_not_refused(path: str) -> None:
     if f"{path}.".startswith(_REFUSED):
         raise TargetError(f"{path!r} belongs to the config layer itself and is never a target.")
-    # An entry that names it exactly is the user's word.
-    if path in policy():
-        return
-    unpickles = any(path.startswith(package) and path.endswith(f".{name}") for package, name in _UNPICKLERS)
-    if f"{path}.".startswith(_COMMANDS) or unpickles:
-        raise TargetError(f"{path!r} runs, unpickles or writes what a config must not.\n{_how_to(path)}")
 
 
 def _check_text(path: str) -> None:
@@ -194,12 +183,21 @@ def _check_text(path: str) -> None:
 
 
 def _check_identity(path: str, target: Any, exact: bool) -> None:
-    """Hold the object against the list by where it was defined, unless `path` is an exact entry."""
+    """Hold the object against the lists by where it was defined, unless `path` is an exact entry."""
     own_paths = _own_paths(target)
     for own in own_paths or ():
         _check_not_refused(own)
-        if not exact and not _listed(own) and not _is_builtin_function(path, own):
+        if exact or _is_builtin_function(path, own):
+            continue
+        if not _listed(own):
             raise TargetError(f"{path!r} is really {own!r}, which is not on the allow-list.\n{_how_to(path)}")
+        if _by_default_alone(own) and not vetted.is_vetted(own, target):
+            why = (
+                "is a method: a config builds objects and calls none of their methods"
+                if vetted.is_method(target)
+                else "is none of the classes and functions of its package that a config may name"
+            )
+            raise TargetError(f"{path!r} {why}.\n{_how_to(path)}")
     if own_paths is None and not exact:
         kind = type(target).__name__
         raise TargetError(f"{path!r} is an instance of {kind}, whose origin is not known.\n{_how_to(path)}")
@@ -249,15 +247,27 @@ def _locate(path: str, exact: bool) -> Any:
                 raise TargetError(
                     f"{path!r} is really {real!r}, which is not on the allow-list.\n{_how_to(path)}"
                 )
-        found = _member(found, prefix, part)
+        found = _member(found, prefix, part, exact)
+        if isinstance(found, ModuleType) and not exact:
+            _check_module(found.__name__)
     return found
 
 
-def _member(parent: Any, prefix: str, name: str) -> Any:
+def _check_module(name: str) -> None:
+    """A module without a target is not imported, and not walked through where it is already."""
+    if _by_default_alone(name) and not vetted.may_hold(name):
+        raise TargetError(
+            f"nothing in {name!r} is a target that a config may name.\n{_how_to(f'{name}.NAME')}"
+        )
+
+
+def _member(parent: Any, prefix: str, name: str, exact: bool) -> Any:
     try:
         return getattr(parent, name)
     except AttributeError:
         if isinstance(parent, ModuleType) and hasattr(parent, "__path__") and parent.__name__ == prefix:
+            if not exact and importlib.util.find_spec(f"{prefix}.{name}") is not None:
+                _check_module(f"{prefix}.{name}")
             return _import(f"{prefix}.{name}", parent)
     except Exception as error:  # a lazy attribute whose import fails
         raise TargetError(f"cannot import '{prefix}.{name}': {type(error).__name__}: {error}") from error

@@ -199,37 +199,6 @@ def test_precision(train, here):
     assert json.loads((only_run(here) / "metrics.json").read_text())["precision"] == "bf16-mixed"
 
 
-def test_sweep(train, here, capsys):
-    assert train("-m", "core=mamba,s5", "seed=0,1", "trainer.fast_dev_run=true") == 0
-    sweeps = [p for p in (here / "runs" / "mnist").iterdir() if p.name.startswith("sweep_")]
-    assert len(sweeps) == 1
-    runs = sorted(p.name for p in sweeps[0].iterdir() if p.is_dir())
-    assert len(runs) == 4
-    assert "core=mamba" in runs[0]
-    assert "seed=1" in runs[1]
-    table = capsys.readouterr().out.splitlines()[-6:]
-    assert "core" in table[1]
-    assert "mamba" in table[3]
-    assert "±" in table[3]
-    assert "s5" in table[4]
-
-
-def test_sweep_goes_on_after_a_failed_job(train, here, capsys):
-    assert train("-m", "task.lr=-1,1e-3", "trainer.fast_dev_run=true") == 1
-    error = capsys.readouterr().err
-    assert "error (job #0): `lr` (=-1) must be a number above 0.0." in error
-    assert "1 of 2 jobs failed: #0" in error
-    assert len(list((here / "runs").rglob("metrics.json"))) >= 1
-
-
-def test_sweep_with_a_bad_job_does_not_begin(train, here, capsys):
-    assert train("-m", "+task.lrr=1,2") == 1
-    error = capsys.readouterr().err
-    assert "no argument 'lrr'. Did you mean 'lr'?" in error
-    assert "in the job" in error
-    assert list(here.iterdir()) == []
-
-
 def test_help_names_the_commands(capsys):
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out

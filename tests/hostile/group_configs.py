@@ -11,6 +11,12 @@ from guard import MARKER, Call, Case
 PAYLOAD = f"touch {MARKER}"
 CODE = f"__import__('pathlib').Path('{MARKER}').touch()"
 
+MODEL = (
+    "_target_: nvsubq.NDBackbone, spatial_dims: 2, in_channels: 1, num_classes: 2, dims: [8], depths: [1], "
+    "mixer: {_target_: nvsubq.NDMixer, _partial_: true, "
+    "core: {_target_: nvsubq.cores.RGLRU, _partial_: true}}"
+)
+
 TARGETS = {
     "os.system": f"command: {PAYLOAD}",
     "os.popen": f"cmd: {PAYLOAD}",
@@ -48,6 +54,24 @@ TARGETS = {
     "lightning.fabric.utilities.load.os.system": f"command: {PAYLOAD}",
     "lightning.pytorch.utilities.upgrade_checkpoint.main": "{}",
     "mamba_ssm.models.mixer_seq_simple.MambaLMHeadModel.from_pretrained": "pretrained_model_name: a/b",
+    "nvsubq.study.worker.main": 'config_text: "{}"\nfolder: .\noverrides: []',
+    "nvsubq.training.train": "config: {}\nfolder: x",
+    "nvsubq.ops.native.library.open_file": "path: x.so",
+    "nvsubq.models.save_pretrained": f"model: {{{MODEL}}}\nfolder: saved",
+    "nvsubq.NDBackbone.save_pretrained": f"self: {{{MODEL}}}\nfolder: saved",
+    "nvsubq.NDBackbone.from_pretrained": "folder: .",
+    "torch.nn.Module.apply": f"self: {{{MODEL}}}\nfn: {{_target_: torch.nn.Identity}}",
+    "torch.optim.optimizer.register_optimizer_step_pre_hook": "hook: {_target_: torch.nn.Identity}",
+    "lightning.fabric.plugins.TorchCheckpointIO.load_checkpoint": (
+        "self: {_target_: lightning.fabric.plugins.TorchCheckpointIO}\npath: x.ckpt\nweights_only: false"
+    ),
+    "lightning.fabric.plugins.TorchCheckpointIO.save_checkpoint": (
+        "self: {_target_: lightning.fabric.plugins.TorchCheckpointIO}\ncheckpoint: {}\npath: x.ckpt"
+    ),
+    "lightning.pytorch.plugins.io.TorchCheckpointIO.remove_checkpoint": "self: null\npath: .",
+    "lightning.Trainer.save_checkpoint": "self: {_target_: lightning.Trainer}\nfilepath: x.ckpt",
+    "lightning.pytorch.loggers.csv_logs.ExperimentWriter": "log_dir: x",
+    "torchmetrics.text.BERTScore": "model_name_or_path: a/b",
     "..os.system": f"command: {PAYLOAD}",
     "nvsubq.cores.Mamba; os.system": "d_model: 8",
     "nvsubq/../os.system": f"command: {PAYLOAD}",

@@ -128,6 +128,34 @@ def test_inherited_classmethod_counts_where_it_was_written(monkeypatch: pytest.M
     assert instantiate({"_target_": "config_targets.Half.from_float", "f": 0.5}) == 0.5
 
 
+IO = {"_target_": "lightning.fabric.plugins.TorchCheckpointIO"}
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("nvsubq.study.worker.main", {"config_text": "{}", "overrides": []}),
+        ("nvsubq.models.save_pretrained", {"model": None}),
+        ("nvsubq.NDBackbone.save_pretrained", {"self": None}),
+        ("lightning.fabric.plugins.TorchCheckpointIO.load_checkpoint", {"self": IO, "weights_only": False}),
+        ("lightning.fabric.plugins.TorchCheckpointIO.save_checkpoint", {"self": IO, "checkpoint": {}}),
+        ("lightning.fabric.plugins.TorchCheckpointIO.remove_checkpoint", {"self": IO}),
+        ("lightning.pytorch.loggers.csv_logs.ExperimentWriter", {}),
+    ],
+)
+def test_allowed_packages_lend_no_file_helpers(
+    path: str, arguments: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    """What deletes, unpickles or writes, with the argument that says where."""
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("mine")
+    for name in ("folder", "path", "log_dir"):
+        with pytest.raises(ConfigError, match=r"that a config may name\.|is a method: a config builds"):
+            instantiate({"_target_": path, **arguments, name: str(folder)})
+    assert [(p.name, p.read_text()) for p in folder.iterdir()] == [("metrics.csv", "mine")]
+
+
 @pytest.mark.parametrize(
     "path",
     ["nvsubq.lazy_config.allow_targets",
