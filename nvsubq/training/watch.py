@@ -77,56 +77,55 @@ class PhaseTimes(Callback):
         self.synchronize = synchronize
         self._seconds = dict.fromkeys(self.PHASES, 0.0)
         self._since = 0.0
-        self._written = self._seen = self._checkpoints = 0.0
+        self._written = self._checkpoints = 0.0
 
-    def _close(self, phase: str | None) -> None:
+    def _close(self, trainer: L.Trainer, phase: str | None) -> None:
         """Ends a phase and begins the next."""
         if self.synchronize:
             _wait()
-        now = time.perf_counter()
+        now, written = time.perf_counter(), _written(trainer)
         if phase == "data":  # a checkpoint was written at the end of the batch before
-            self._since += self._written - self._seen
-        self._seen = self._written
+            self._since += written - self._written
+        self._written = written
         if phase is not None:
             self._seconds[phase] += now - self._since
         self._since = now
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
-        self._close(None)
+        self._close(trainer, None)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
-        self._close(None)
+        self._close(trainer, None)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """The batch is there."""
-        self._written = _written(trainer)
-        self._close("data")
+        self._close(trainer, "data")
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """The loss is there."""
-        self._close("forward")
+        self._close(trainer, "forward")
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The gradients are there."""
-        self._close("backward")
+        self._close(trainer, "backward")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The weights are there."""
-        self._close("step")
+        self._close(trainer, "step")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
-        self._close(None)
+        self._close(trainer, None)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The scores are there."""
-        self._close("validation")
+        self._close(trainer, "validation")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs them, and begins anew."""
