@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     import hydra
     from hydra.errors import HydraException
 
-    from nvsubq.cli import sweep
+    from nvsubq.cli import hydra_section, sweep
 
     # A module of the user's own, named in an allowed target, lies where the command is called.
     if os.getcwd() not in sys.path:
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     sweep.current = None
     try:
-        with _arguments_of_hydra(_flags_first(arguments)):
+        with hydra_section.guarded(), _arguments_of_hydra(_flags_first(arguments)):
             compose(job)()
     except HydraException as error:
         return _composition_failed(error, arguments)

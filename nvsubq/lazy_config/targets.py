@@ -148,7 +148,12 @@ def _within(path: str, entries: Iterable[str]) -> bool:
 
 def _by_default_alone(path: str) -> bool:
     """Whether the default list allows a path, and no entry of the user, whose word goes for all below it."""
-    return _within(path, _DEFAULT) and not _within(path, (e for e in policy() if e not in _DEFAULT))
+    return _within(path, _DEFAULT) and not listed_by_user(path)
+
+
+def listed_by_user(path: str) -> bool:
+    """Whether an entry of the user's allows a path, and not the default list alone."""
+    return _within(path, (entry for entry in policy() if entry not in _DEFAULT))
 
 
 def is_allowed_text(path: str) -> bool:
