@@ -16,7 +16,6 @@ from nvsubq.models.blocks import Block, LocalConv, drop_path_rates, make_norm
 from nvsubq.models.features import FeatureMethods
 from nvsubq.models.patch import CONVOLUTIONS, ConvStem, PatchEmbed, PatchMerge
 from nvsubq.models.position import PositionEmbedding
-from nvsubq.models.pretrained import Pretrained
 from nvsubq.models.shapes import (
     check_choice,
     check_field,
@@ -36,7 +35,7 @@ POOLS = ("avg", "max", "token", "none")
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 
 
-class NDBackbone(FeatureMethods, Pretrained):
+class NDBackbone(FeatureMethods):
     """Pre-norm residual blocks (norm, mixer, norm, MLP) on a grid of patches, in one stage or in several.
 
     With one stage the stack is isotropic; with several the grid is halved along every axis before each but
@@ -217,6 +216,7 @@ class NDBackbone(FeatureMethods, Pretrained):
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Make learned positions for another usual size, by interpolation; any size runs without it, too."""
         self.pos_embed.resize(self._usual_grid(img_size))
+        self._remember(img_size=img_size if isinstance(img_size, int) else list(img_size))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in backward instead of keeping its activations."""
