@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nvsubq.cores.base import LTV_LRNN
 from nvsubq.models.blocks import Block, LocalConv, drop_path_rates, make_norm
 from nvsubq.models.features import FeatureMethods
 from nvsubq.models.patch import CONVOLUTIONS, ConvStem, PatchEmbed, PatchMerge
@@ -26,7 +27,7 @@ from nvsubq.models.shapes import (
     plain_tensor,
 )
 from nvsubq.nd.factory import ModuleFactory
-from nvsubq.nd.mixer import NDMixer
+from nvsubq.nd.mixer import NDMixer, made_like
 from nvsubq.ops.slabs import Slabs
 
 __all__ = ["NDBackbone"]
@@ -67,7 +68,7 @@ class NDBackbone(FeatureMethods):
             mixer's `forward` must take `spatial`, as that of `NDMixer` does.
 
     Raises:
-        ValueError: an argument, or in `forward` a shape, that does not fit.
+        ValueError: an argument, or in `forward` a shape, that does not fit; a core made with another dtype.
         TypeError: `mixer` is a built module.
 
     Example:
@@ -145,6 +146,8 @@ class NDBackbone(FeatureMethods):
             )
             for i, (dim, rate) in enumerate(zip(widths, rates, strict=True))
         )
+        for block in self.blocks:
+            _check_dtype(block)
         if class_token:
             _check_takes_token(self.blocks[0].mixer)  # type: ignore[arg-type]
         self.merges = nn.ModuleList(
@@ -299,6 +302,20 @@ def _check_class_token(class_token: bool, depths: Sequence[int]) -> None:
             f"`class_token` (={class_token}) needs one stage; "
             f"`depths` (={list(depths)}) asks for {len(depths)}."
         )
+
+
+def _check_dtype(block: Any) -> None:
+    """Other modules than our cores may cast what they get, and give back what they got."""
+    own = block.norm1.weight.dtype
+    cores = block.mixer.children() if isinstance(block.mixer, NDMixer) else ()
+    for core in cores:
+        if isinstance(core, LTV_LRNN) and (dtype := made_like(core).get("dtype", own)) != own:
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(
+                f"`core.dtype` (={name!r}) must be that of the rest of the model, "
+                f"{str(own).removeprefix('torch.')!r}: leave it out, and cast all of it when it is built, by "
+                f"model.to(torch.{name})."
+            )
 
 
 def _check_takes_token(mixer: nn.Module) -> None:

@@ -117,10 +117,20 @@ class NDMixer(nn.Module):
         width = next((value for value in known if isinstance(value, int)), None)
         self.split = plan.split
         self.d_model = width * len(self.paths) if width is not None and self.split else width
-        self.fusion = Fusion(fuse, len(self.paths), self.d_model, self.split)
-        self.direction = _directions(len(self.paths), width) if share == "all+direction" else None
-        self._orders = tuple(order_name(path.order) for path in self.paths)
+        made = made_like(first)
+        self.fusion = Fusion(fuse, len(self.paths), self.d_model, self.split, **made)
+        self.direction = _directions(len(self.paths), width, made) if share == "all+direction" else None
         self._walking = {path.core: _takes_walk(getattr(self, path.core)) for path in self.paths}
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The walks of the layer."""
+        return self._paths
+
+    @paths.setter
+    def paths(self, paths: tuple[Path, ...]) -> None:
+        self._paths = paths
+        self._orders = tuple(order_name(path.order) for path in paths)
 
     def forward(self, x: Tensor, spatial: Sequence[int] | None = None) -> Tensor:
         """Mix the cells of `x` `[B, *spatial, C]`, of any rank from 1 up and any layout in memory.
@@ -238,9 +248,7 @@ class NDMixer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._orders = tuple(
-            order_name(path.order) for path in self.paths
-        )  # a copied callable is another one
+        self.paths = vars(self).pop("paths", None) or self._paths  # a copied callable is another one
 
     def _told(self, cells: Tensor, walk: int) -> Tensor:
         """The cells as one walk's core gets them."""
@@ -345,13 +353,22 @@ def _shares(cells: Tensor, walks: int) -> Sequence[Tensor]:
     return cells.chunk(walks, -1)
 
 
-def _directions(walks: int, width: int | None) -> nn.Parameter | None:
+def made_like(core: nn.Module) -> dict[str, Any]:
+    """The `device` and `dtype` of what works beside a core: of its parameters, those kept in fp32 apart."""
+    floats = [p for p in core.parameters() if p.is_floating_point()]
+    if not floats:
+        return {}
+    like = min(floats, key=lambda p: p.dtype.itemsize)
+    return {"device": like.device, "dtype": like.dtype}
+
+
+def _directions(walks: int, width: int | None, made: dict[str, Any]) -> nn.Parameter | None:
     """A vector for each walk, `[P, C]`, added to the input of the core that they share."""
     if walks == 1:
         return None
     if width is None:
         raise ValueError("`share` (='all+direction') needs `d_model`: the core does not tell its width.")
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(walks, width), std=_DIRECTION_STD))
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(walks, width, **made), std=_DIRECTION_STD))
 
 
 def _takes_walk(core: nn.Module) -> bool:
