@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nvsubq.cores.base import LTV_LRNN
 from nvsubq.models.blocks import Block, LocalConv, drop_path_rates, make_norm
 from nvsubq.models.features import FeatureMethods
 from nvsubq.models.patch import CONVOLUTIONS, ConvStem, PatchEmbed, PatchMerge
 from nvsubq.models.position import PositionEmbedding
-from nvsubq.models.pretrained import Pretrained
 from nvsubq.models.shapes import (
     check_choice,
     check_field,
@@ -27,7 +27,7 @@ from nvsubq.models.shapes import (
     plain_tensor,
 )
 from nvsubq.nd.factory import ModuleFactory
-from nvsubq.nd.mixer import NDMixer
+from nvsubq.nd.mixer import NDMixer, made_like
 from nvsubq.ops.slabs import Slabs
 
 __all__ = ["NDBackbone"]
@@ -36,7 +36,7 @@ POOLS = ("avg", "max", "token", "none")
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 
 
-class NDBackbone(FeatureMethods, Pretrained):
+class NDBackbone(FeatureMethods):
     """Pre-norm residual blocks (norm, mixer, norm, MLP) on a grid of patches, in one stage or in several.
 
     With one stage the stack is isotropic; with several the grid is halved along every axis before each but
@@ -68,7 +68,7 @@ class NDBackbone(FeatureMethods, Pretrained):
             mixer's `forward` must take `spatial`, as that of `NDMixer` does.
 
     Raises:
-        ValueError: an argument, or in `forward` a shape, that does not fit.
+        ValueError: an argument, or in `forward` a shape, that does not fit; a core made with another dtype.
         TypeError: `mixer` is a built module.
 
     Example:
@@ -146,6 +146,8 @@ class NDBackbone(FeatureMethods, Pretrained):
             )
             for i, (dim, rate) in enumerate(zip(widths, rates, strict=True))
         )
+        for block in self.blocks:
+            _check_dtype(block)
         if class_token:
             _check_takes_token(self.blocks[0].mixer)  # type: ignore[arg-type]
         self.merges = nn.ModuleList(
@@ -217,6 +219,7 @@ class NDBackbone(FeatureMethods, Pretrained):
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Make learned positions for another usual size, by interpolation; any size runs without it, too."""
         self.pos_embed.resize(self._usual_grid(img_size))
+        self._remember(img_size=img_size if isinstance(img_size, int) else list(img_size))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in backward instead of keeping its activations."""
@@ -299,6 +302,20 @@ def _check_class_token(class_token: bool, depths: Sequence[int]) -> None:
             f"`class_token` (={class_token}) needs one stage; "
             f"`depths` (={list(depths)}) asks for {len(depths)}."
         )
+
+
+def _check_dtype(block: Any) -> None:
+    """Other modules than our cores may cast what they get, and give back what they got."""
+    own = block.norm1.weight.dtype
+    cores = block.mixer.children() if isinstance(block.mixer, NDMixer) else ()
+    for core in cores:
+        if isinstance(core, LTV_LRNN) and (dtype := made_like(core).get("dtype", own)) != own:
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(
+                f"`core.dtype` (={name!r}) must be that of the rest of the model, "
+                f"{str(own).removeprefix('torch.')!r}: leave it out, and cast all of it when it is built, by "
+                f"model.to(torch.{name})."
+            )
 
 
 def _check_takes_token(mixer: nn.Module) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nvsubq.models.pretrained import Pretrained
 from nvsubq.models.shapes import check_positive
 
 __all__ = ["FeatureMethods"]
 
-_LAST, _FIRST = {1: "NLC", 2: "NHWC", 3: "NDHWC"}, {1: "NCL", 2: "NCHW", 3: "NCDHW"}
+_LAST = {1: "NLC", 2: "NHWC", 3: "NDHWC", 4: "NTDHWC"}  # timm has no name for rank 4
+_FIRST = {1: "NCL", 2: "NCHW", 3: "NCDHW", 4: "NCTDHW"}
 
 
-class FeatureMethods(nn.Module):
+class FeatureMethods(Pretrained):
     """Methods of an `NDBackbone`. Features are those of its stages, or, of one stage, of its blocks."""
 
     spatial_dims: int
@@ -30,7 +32,7 @@ class FeatureMethods(nn.Module):
     head: nn.Module
     class_token: nn.Parameter | None
     global_pool: str
-    _built_from: dict[str, Any] | str
+    has_class_token: bool
 
     def forward_blocks(self, x: Tensor) -> Iterator[Tensor]:
         """The tokens after each block, one after another."""
@@ -77,7 +79,8 @@ class FeatureMethods(nn.Module):
             indices: an integer takes the last so many, a list those (from the end where negative), None all.
             norm: normalise the last feature; the final norm is of its width alone.
             stop_early: run no further than the last one asked for.
-            output_fmt: by rank "NCL", "NCHW" or "NCDHW", the default, or "NLC", "NHWC" or "NDHWC".
+            output_fmt: by rank "NCL", "NCHW", "NCDHW" or "NCTDHW", the default, or "NLC", "NHWC", "NDHWC" or
+                "NTDHWC".
             intermediates_only: return the features alone, not `(forward_features(x), features)`.
 
         Raises:
@@ -116,19 +119,27 @@ class FeatureMethods(nn.Module):
         """Drop what lies behind the last of the features `indices`; gives their numbers from the front.
 
         Without its last block the final norm has no place, so it goes too.
+
+        Raises:
+            ValueError: an index that is not there, or a classifier that is to stay and reads another width.
         """
         taken = self._take(indices)
         end = self._ends()[max(taken)]
-        if end < len(self.blocks):
-            prune_norm = True
         stages = 1 + next(s for s, total in enumerate(itertools.accumulate(self.depths)) if total >= end)
+        width = self.dims[stages - 1]
+        if self.num_classes and not prune_head and width != self.num_features:
+            raise ValueError(
+                f"`prune_head` (={prune_head}) must be True where `indices` (={indices!r}) leaves {width} "
+                f"channels: the classifier reads {self.num_features}."
+            )
         kept = end - sum(self.depths[: stages - 1])
+        if end < len(self.blocks) or prune_norm:
+            self.norm = nn.Identity()
         self.depths = (*self.depths[: stages - 1], kept)
         self.dims = self.dims[:stages]
+        self.num_features = width
         self.blocks = self.blocks[:end]
         self.merges = self.merges[: stages - 1]
-        if prune_norm:
-            self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
         self._built_from = "its layers were pruned."
@@ -139,16 +150,19 @@ class FeatureMethods(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier of `num_classes`, 0 for none; `global_pool` as in the constructor."""
-        self.num_classes = check_positive("num_classes", num_classes, minimum=0)
-        if global_pool is not None:
+        """Put a new classifier of `num_classes`, 0 for none; `global_pool` as in the constructor.
+
+        A model with a class token keeps its pool where the classifier goes and no pool is asked for.
+        """
+        check_positive("num_classes", num_classes, minimum=0)
+        unpooled = global_pool in ("", "none")
+        if global_pool is not None and not (self.has_class_token and not num_classes and unpooled):
             self.global_pool = self._checked_pool(global_pool)
+        self.num_classes = num_classes
         like = next(self.parameters())
         width = self.dims[-1]
         self.head = nn.Linear(width, num_classes).to(like) if num_classes else nn.Identity()
-        built_from = vars(self).get("_built_from")
-        if isinstance(built_from, dict):
-            self._built_from = {**built_from, "num_classes": num_classes, "global_pool": self.global_pool}
+        self._remember(num_classes=num_classes, global_pool=self.global_pool)
 
     def _checked_pool(self, global_pool: str) -> str:
         raise NotImplementedError

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nvsubq.ops.slabs import Slabs
 
@@ -94,8 +96,11 @@ class PositionEmbedding(nn.Module):
         if key not in self._cache:
             if len(self._cache) >= CACHED_GRIDS:
                 self._cache.pop(next(iter(self._cache)))
-            # A table made under inference_mode (validation runs first) could never be saved for backward.
-            with torch.inference_mode(False), torch.no_grad():
+            # A table made under inference_mode (validation runs first) could never be saved for backward, and
+            # one made while a mode traces would be a fake tensor for good. Dynamo can't trace past modes and
+            # caches no fake tensors itself.
+            modeless = nullcontext if torch.compiler.is_dynamo_compiling() else _disable_current_modes
+            with modeless(), torch.inference_mode(False), torch.no_grad():
                 self._cache[key] = sincos_table(grid, dim, own).to(device)
         return self._cache[key]
 

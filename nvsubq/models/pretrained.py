@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from safetensors import SafetensorError
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from nvsubq.lazy_config import ConfigError, from_yaml, instantiate, to_yaml
-from nvsubq.lazy_config.targets import TargetError, public_path
+from nvsubq.models.recorded import recorded
 
 __all__ = ["CONFIG", "WEIGHTS", "Pretrained", "from_pretrained", "save_pretrained"]
 
@@ -41,7 +39,7 @@ class Pretrained(nn.Module):
         def init(self: Pretrained, *args: Any, **arguments: Any) -> None:
             build(self, *args, **arguments)
             if type(self) is cls:
-                self._built_from = _recorded(cls, build, (self, *args), arguments)
+                self._built_from = recorded(cls, build, (self, *args), arguments)
 
         cls.__init__ = init  # type: ignore[assignment, method-assign]
 
@@ -56,6 +54,12 @@ class Pretrained(nn.Module):
         if isinstance(built_from, str):
             raise ConfigError(f"This {type(self).__name__} has no config: {built_from}")
         return OmegaConf.create(built_from)
+
+    def _remember(self, **changed: Any) -> None:
+        """Put arguments into the config of which something changed after the model was built."""
+        built_from = vars(self).get("_built_from")
+        if isinstance(built_from, dict):
+            self._built_from = {**built_from, **changed}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.yaml` into `folder`, which is made where it is missing."""
@@ -84,7 +88,7 @@ def save_pretrained(model: Pretrained, folder: str | Path) -> None:
 
 
 def from_pretrained(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module:
-    """Build the model in `folder` and load its weights; in evaluation mode.
+    """Build the model in `folder` and load its weights, of the dtypes that were saved; in evaluation mode.
 
     Nothing is fetched, and nothing runs that the allow-list does not name (`nvsubq.allow_targets`).
 
@@ -115,43 +119,20 @@ def from_pretrained(folder: str | Path, *, device: torch.device | str = "cpu") -
     model = instantiate(from_yaml(folder / CONFIG))
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{folder / CONFIG} builds a {type(model).__name__}, not a module.")
-    model = model.to(device)
     try:
+        _adopt_dtypes(model, folder / WEIGHTS)
+        model = model.to(device)
         load_model(model, str(folder / WEIGHTS), device=str(device))
     except SafetensorError as error:  # a pickle under that name, too: it is not read as one
         raise ValueError(f"{folder / WEIGHTS} cannot be read as safetensors: {error}.") from error
     return model.eval()
 
 
-def _recorded(cls: type, build: Any, args: tuple, arguments: Mapping[str, Any]) -> dict[str, Any] | str:
-    """The node as plain containers, or why there is none."""
-    try:
-        bound = inspect.signature(build).bind(*args, **arguments)
-        _, *given = bound.arguments.items()
-        return {"_target_": public_path(cls), **{name: _plain(value, name) for name, value in given}}
-    except (TargetError, ConfigError) as error:
-        return str(error)
-
-
-def _plain(value: Any, name: str) -> Any:
-    if isinstance(value, (DictConfig, ListConfig)):
-        return OmegaConf.to_container(value, resolve=True)
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, functools.partial):
-        if value.args:
-            names = list(inspect.signature(value.func).parameters)
-            value = functools.partial(
-                value.func, **dict(zip(names, value.args, strict=False)), **value.keywords
-            )
-        node = {key: _plain(item, f"{name}.{key}") for key, item in value.keywords.items()}
-        return {"_target_": public_path(value.func), "_partial_": True, **node}
-    if callable(value):
-        return {"_target_": public_path(value), "_partial_": True}
-    if isinstance(value, Mapping):
-        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
-    raise ConfigError(f"`{name}` is a {type(value).__name__}, which a config cannot hold.")
+def _adopt_dtypes(model: nn.Module, file: Path) -> None:
+    """Give the floating-point tensors of `model` the dtypes that they have in `file`."""
+    with safe_open(file, "pt") as stored:
+        own = model.state_dict(keep_vars=True)
+        for name in own.keys() & set(stored.keys()):
+            dtype = stored.get_tensor(name).dtype
+            if dtype.is_floating_point and own[name].is_floating_point():
+                own[name].data = own[name].data.to(dtype)

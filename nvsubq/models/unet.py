@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from nvsubq.models.backbone import NDBackbone, no_weight_decay
@@ -204,6 +205,18 @@ class NDUNet(Pretrained):
     def forward_features(self, x: Tensor) -> Tensor:
         """Map `[B, in_channels, *spatial]` to the deepest stage's normalised tokens `[B, *grid, C]`."""
         return self.backbone.forward_features(x)
+
+    @property
+    def config(self) -> DictConfig:
+        """The node that builds this model anew, with other weights (see `Pretrained`)."""
+        config, usual = super().config, self.backbone.config.img_size
+        if usual is not None:  # `backbone.set_input_size` may have changed it
+            config.img_size = usual
+        return config
+
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Make learned positions for another usual size, by interpolation; any size runs without it, too."""
+        self.backbone.set_input_size(img_size)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in backward instead of keeping its activations."""

@@ -26,6 +26,8 @@ class Fusion(nn.Module):
         walks: P; one walk needs no fusion and has no parameters.
         d_model: `C`; "concat" and "gate" need it.
         split: the walks have shares of the channels.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         ValueError: an unknown `kind`, no `d_model` where it is needed, or a gate over shares.
@@ -35,7 +37,16 @@ class Fusion(nn.Module):
         1.0
     """
 
-    def __init__(self, kind: str, walks: int, d_model: int | None, split: bool = False) -> None:
+    def __init__(
+        self,
+        kind: str,
+        walks: int,
+        d_model: int | None,
+        split: bool = False,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if kind not in FUSIONS:
             raise ValueError(f"`fuse` (={kind!r}) must be one of {', '.join(map(repr, FUSIONS))}.")
@@ -50,9 +61,9 @@ class Fusion(nn.Module):
         if d_model is None:
             raise ValueError(f"`fuse` (={kind!r}) needs `d_model`: the core does not tell its width.")
         if kind == "concat":
-            self.proj = nn.Linear(d_model if split else walks * d_model, d_model)
+            self.proj = nn.Linear(d_model if split else walks * d_model, d_model, device=device, dtype=dtype)
         else:
-            self.gate = nn.Linear(d_model, walks)
+            self.gate = nn.Linear(d_model, walks, device=device, dtype=dtype)
             nn.init.zeros_(self.gate.weight)
             nn.init.zeros_(self.gate.bias)
 

@@ -14,7 +14,7 @@ from nvsubq.nd.factory import ModuleFactory
 from nvsubq.nd.fusion import Fusion
 from nvsubq.nd.schedule import Path, Schedule, plan_scan
 from nvsubq.nd.streams import Beside
-from nvsubq.nd.tables import order_table, slab_table
+from nvsubq.nd.tables import order_name, order_table, slab_table
 from nvsubq.ops.carry import Carry, carried
 from nvsubq.ops.slabs import Slabs
 from nvsubq.ops.tracing import exporting
@@ -117,9 +117,20 @@ class NDMixer(nn.Module):
         width = next((value for value in known if isinstance(value, int)), None)
         self.split = plan.split
         self.d_model = width * len(self.paths) if width is not None and self.split else width
-        self.fusion = Fusion(fuse, len(self.paths), self.d_model, self.split)
-        self.direction = _directions(len(self.paths), width) if share == "all+direction" else None
+        made = made_like(first)
+        self.fusion = Fusion(fuse, len(self.paths), self.d_model, self.split, **made)
+        self.direction = _directions(len(self.paths), width, made) if share == "all+direction" else None
         self._walking = {path.core: _takes_walk(getattr(self, path.core)) for path in self.paths}
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The walks of the layer."""
+        return self._paths
+
+    @paths.setter
+    def paths(self, paths: tuple[Path, ...]) -> None:
+        self._paths = paths
+        self._orders = tuple(order_name(path.order) for path in paths)
 
     def forward(self, x: Tensor, spatial: Sequence[int] | None = None) -> Tensor:
         """Mix the cells of `x` `[B, *spatial, C]`, of any rank from 1 up and any layout in memory.
@@ -159,10 +170,10 @@ class NDMixer(nn.Module):
         sizes = slabs.layout(x.shape)
         shape = x.shape[1:-1]
         plane = math.prod(shape[1:])
-        tables = {
-            id(path.order): slab_table(path.order, shape, sizes, slabs.rank, x.device)
-            for path in self.paths
-            if path.order != "row_major"
+        tables: dict[str, Tensor | None] = {
+            name: slab_table(path.order, shape, sizes, slabs.rank, x.device)
+            for path, name in zip(self.paths, self._orders, strict=True)
+            if name != "row_major"
         }
         cells = x.flatten(1, -2)
         # A shared core's weights may be cast for one walk and used by the next: these follow each other.
@@ -183,11 +194,9 @@ class NDMixer(nn.Module):
             return None
         (one, other), core = self.paths, getattr(self, self.paths[0].core)
         walk_with = getattr(core, "walk_with", None)
-        if walk_with is None or one.order is not other.order:
+        if walk_with is None or self._orders[0] != self._orders[1]:
             return None
-        order = None
-        if token or one.order != "row_major":
-            order = order_table(one.order, spatial, cells.device, token)
+        order = self._table(0, spatial, cells.device, token)
         out: Tensor | None = walk_with(getattr(self, other.core), cells, order, (one.reverse, other.reverse))
         return out.mul_(0.5) if out is not None and self.fuse == "mean" else out
 
@@ -197,12 +206,7 @@ class NDMixer(nn.Module):
         if walk_apart is None or self.direction is not None or exporting():
             return None
         _shares(cells, len(self.paths))  # checks the width
-        orders = [
-            order_table(path.order, spatial, cells.device, token)
-            if token or path.order != "row_major"
-            else None
-            for path in self.paths
-        ]
+        orders = [self._table(i, spatial, cells.device, token) for i in range(len(self.paths))]
         others = [getattr(self, path.core) for path in self.paths[1:]]
         out: Tensor | None = walk_apart(others, cells, orders, [path.reverse for path in self.paths])
         return self.fusion.proj(out) if out is not None and self.fuse == "concat" else out
@@ -212,7 +216,7 @@ class NDMixer(nn.Module):
         cells: Tensor,
         spatial: torch.Size,
         token: bool,
-        tables: dict[int, Tensor] | None = None,
+        tables: dict[str, Tensor | None] | None = None,
         beside: Beside | None = None,
     ) -> Iterator[Tensor]:
         """The outputs of the walks, one after another.
@@ -223,17 +227,28 @@ class NDMixer(nn.Module):
         shares = _shares(cells, count) if self.split else [cells] * count
         tables = {} if tables is None else tables  # one table for an order's two ways
         for i, path in enumerate(self.paths):
-            order = None
-            if self.causal and (token or path.order != "row_major"):
-                if id(path.order) not in tables:
-                    tables[id(path.order)] = order_table(path.order, spatial, cells.device, token)
-                order = tables[id(path.order)]
+            order, name = None, self._orders[i]
+            if self.causal:
+                if name not in tables:
+                    tables[name] = self._table(i, spatial, cells.device, token)
+                order = tables[name]
             if beside is None or not path.reverse:
                 yield self._walk(path.core, self._told(shares[i], i), order, path.reverse)
                 continue
             with beside:
                 out = self._walk(path.core, self._told(shares[i], i), order, path.reverse)
             yield beside.joined(out)
+
+    def _table(self, walk: int, spatial: torch.Size, device: torch.device, token: bool) -> Tensor | None:
+        """The table of a walk's order; None where the cells lie in it."""
+        if self._orders[walk] == "row_major" and not token:
+            return None
+        order = self._orders[walk] if torch.compiler.is_dynamo_compiling() else self.paths[walk].order
+        return order_table(order, spatial, device, token)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.paths = vars(self).pop("paths", None) or self._paths  # a copied callable is another one
 
     def _told(self, cells: Tensor, walk: int) -> Tensor:
         """The cells as one walk's core gets them."""
@@ -338,13 +353,22 @@ def _shares(cells: Tensor, walks: int) -> Sequence[Tensor]:
     return cells.chunk(walks, -1)
 
 
-def _directions(walks: int, width: int | None) -> nn.Parameter | None:
+def made_like(core: nn.Module) -> dict[str, Any]:
+    """The `device` and `dtype` of what works beside a core: of its parameters, those kept in fp32 apart."""
+    floats = [p for p in core.parameters() if p.is_floating_point()]
+    if not floats:
+        return {}
+    like = min(floats, key=lambda p: p.dtype.itemsize)
+    return {"device": like.device, "dtype": like.dtype}
+
+
+def _directions(walks: int, width: int | None, made: dict[str, Any]) -> nn.Parameter | None:
     """A vector for each walk, `[P, C]`, added to the input of the core that they share."""
     if walks == 1:
         return None
     if width is None:
         raise ValueError("`share` (='all+direction') needs `d_model`: the core does not tell its width.")
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(walks, width), std=_DIRECTION_STD))
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(walks, width, **made), std=_DIRECTION_STD))
 
 
 def _takes_walk(core: nn.Module) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -12,13 +15,37 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from nvsubq.nd.orders import ScanOrder, scan_order
 
-__all__ = ["order_table", "slab_table"]
+__all__ = ["order_name", "order_table", "slab_table"]
 
 _MOST_REMEMBERED = 64
+_CALLABLE = "callable "
+_callables: WeakValueDictionary[str, Callable[..., Any]] = WeakValueDictionary()
+_kept: dict[str, Callable[..., Any]] = {}  # those that allow no weak reference
+_numbers = itertools.count()
+
+
+def order_name(order: ScanOrder) -> str:
+    """A name that `order_table` takes for `order`; of a callable, in this process and as long as it lives.
+
+    Dynamo and operators have strings, and know nothing of what a callable does.
+    """
+    if isinstance(order, str):
+        return order
+    for name, known in [*_callables.items(), *_kept.items()]:
+        if known is order:
+            return name
+    name = f"{_CALLABLE}{next(_numbers)}"
+    try:
+        _callables[name] = order
+    except TypeError:
+        _kept[name] = order
+    return name
 
 
 def order_table(order: ScanOrder, shape: torch.Size, device: torch.device, token: bool = False) -> Tensor:
     """`scan_order`, in eager and in compiled code; with `token` of one more cell, L, visited at step L // 2.
+
+    Compiled code needs the name of a callable (`order_name`).
 
     Example:
         >>> order_table("column_major", torch.Size((2, 2)), torch.device("cpu"), token=True).tolist()
@@ -80,6 +107,8 @@ _remembered_slab = lru_cache(_MOST_REMEMBERED)(_slab)
 
 
 def _table(order: ScanOrder, shape: tuple[int, ...], device: torch.device, token: bool) -> Tensor:
+    if isinstance(order, str) and order.startswith(_CALLABLE):
+        order = _called(order)
     if not token:
         return scan_order(order, shape, device=device)
     try:
@@ -87,6 +116,16 @@ def _table(order: ScanOrder, shape: tuple[int, ...], device: torch.device, token
     except TypeError:
         return _with_token(order, shape, device)
     return _remembered(order, shape, device)
+
+
+def _called(name: str) -> ScanOrder:
+    order = _callables.get(name, _kept.get(name))
+    if order is None:
+        raise RuntimeError(
+            f"a compiled or exported program walks by `scan` (={name!r}), which is not in this process; "
+            "torch.export with strict=False keeps a callable's table instead."
+        )
+    return order
 
 
 def _with_token(order: ScanOrder, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -19,3 +19,14 @@ class Smear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         spatial = tuple(range(1, x.dim() - 1))
         return self.proj(x + x.mean(spatial, keepdim=True)) + x @ self.decay
+
+
+class Through(nn.Module):
+    """A mixer around a built module."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)

@@ -8,7 +8,7 @@ import torch
 from model_helpers import Smear
 from torch import nn
 
-from nvsubq import LazyConfig, NDBackbone, NDMixer, instantiate
+from nvsubq import LazyConfig, NDBackbone, NDMixer, NDUNet, instantiate
 from nvsubq.cores import Mamba
 
 SIZES = {1: [(784,), (4,), (13,)], 2: [(28, 28), (4, 4), (5, 31)], 3: [(8, 8, 8), (4, 5, 4), (7, 9, 11)]}
@@ -297,3 +297,19 @@ class TestErrors:
     def test_width_of_the_core_conflicts(self):
         with pytest.raises(ValueError, match=r"`d_model` \(=12\) differs from the `d_model` \(=8\)"):
             small(mixer=partial(NDMixer, partial(Mamba, d_model=8)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_a_core_of_another_dtype(dtype):
+    core = partial(Mamba, dtype=dtype)
+    for kind in (NDBackbone, NDUNet):
+        message = (
+            rf"`core\.dtype` \(='{dtype}'\) must be .* 'float32': leave it out.* model\.to\(torch\.{dtype}\)"
+        )
+        with pytest.raises(ValueError, match=message):
+            kind(2, 1, 3, depths=(1,), dims=(8,), mixer=partial(NDMixer, core, bidirectional=True))
+    model = NDBackbone(
+        2, 1, 3, depths=(1,), dims=(8,), mixer=partial(NDMixer, partial(Mamba, dtype="float32"))
+    )
+    cast = model.to(getattr(torch, dtype))
+    assert cast(torch.randn(1, 1, 8, 8, dtype=cast.head.weight.dtype)).dtype == cast.head.weight.dtype

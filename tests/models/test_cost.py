@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from nvsubq import NDBackbone, NDMixer
-from nvsubq.cores import RGLRU, S5, Mamba, Mamba2
+from nvsubq.cores import RGLRU, S5, Attention, Mamba, Mamba2
 from nvsubq.models import cost
+from nvsubq.ops import selective_scan
+
+_CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 def test_a_backbone_by_hand():
@@ -47,12 +50,45 @@ def test_a_backbone_by_hand():
         (partial(S5, d_state=8), "nvsubq.linear_scan", 2 * 12 * 8 * 8),
         (partial(Mamba2, d_state=8, headdim=8), "nvsubq.ssd_scan", 2 * 12 * 32 * (5 * 8 + 2)),
         (RGLRU, "nvsubq.rglru_scan", 2 * 12 * 16 * 10),
+        (partial(Mamba, d_state=8, a_init="s4d_lin"), "nvsubq.selective_scan", 2 * 12 * 32 * (17 * 8 + 4)),
+        (Attention, _CPU_ATTENTION, 2 * 2 * 12 * 12 * (16 + 16)),
+        (partial(Attention, num_heads=4, causal=False), _CPU_ATTENTION, 2 * 2 * 12 * 12 * (16 + 16)),
     ],
-    ids=["complex pairs", "heads", "gates"],
+    ids=["complex pairs", "heads", "gates", "complex A", "causal attention", "attention of 4 heads"],
 )
 def test_recurrences_of_the_other_cores(core, op, flops):
     mixer = NDMixer(core, d_model=16)
     assert cost(mixer, (2, 3, 4, 16)).by_op[op] == flops
+
+
+def test_all_of_attention_is_counted():
+    projections = 2 * 1024 * 64 * (3 * 64 + 64)
+    assert cost(Attention(64), (1, 1024, 64)).flops == projections + 4 * 1024 * 1024 * 64
+
+
+def test_complex_inputs_of_the_scan():
+    class Scan(nn.Module):
+        def forward(self, u):
+            A, B = torch.zeros(4, 3, dtype=torch.cfloat), torch.zeros(2, 5, 3, dtype=torch.cfloat)
+            return selective_scan(u, u, A, B, B)
+
+    assert cost(Scan(), (2, 5, 4)).flops == 2 * 5 * 4 * (21 * 3 + 4)
+
+
+@pytest.mark.parametrize("pos_embed", ["sincos", "axes", "learned"])
+def test_the_model_runs_and_trains_after(pos_embed):
+    mixer = partial(NDMixer, Mamba, scan="snake")
+    model = NDBackbone(2, 1, 3, depths=(1,), dims=(8,), mixer=mixer, pos_embed=pos_embed, img_size=16)
+    counted = cost(model, (1, 1, 16, 16))
+    model(torch.randn(1, 1, 16, 16)).sum().backward()
+    assert cost(model, (1, 1, 16, 16)) == counted
+
+
+def test_a_frozen_part_stays_frozen():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())).train()
+    model[1].eval()
+    cost(model, (3, 2))
+    assert [module.training for module in model.modules()] == [True, True, False, False, False]
 
 
 def test_nothing_is_computed_or_changed():

@@ -14,8 +14,8 @@ from torch import nn
 from nvsubq import ConfigError, NDBackbone, NDMixer
 from nvsubq.cores import Mamba
 
-SIZES = {1: (29,), 2: (32, 20), 3: (16, 8, 9)}
-LAYOUTS = {1: ("NCL", "NLC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
+SIZES = {1: (29,), 2: (32, 20), 3: (16, 8, 9), 4: (8, 7, 8, 9)}
+LAYOUTS = {1: ("NCL", "NLC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC"), 4: ("NCTDHW", "NTDHWC")}
 
 
 def small(rank: int = 2, **kwargs) -> NDBackbone:
@@ -28,7 +28,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_attributes(rank):
     model = small(rank)
     assert (model.num_classes, model.num_features, model.head_hidden_size, model.in_chans) == (5, 16, 16, 2)
@@ -43,7 +43,7 @@ def test_attributes(rank):
     assert small(2, patch_size=(1, 2)).feature_info[1]["reduction"] == (2, 4)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_intermediates_are_the_stages(rank):
     model, x = small(rank), torch.randn(2, 2, *SIZES[rank])
     stages = model.forward_stages(x)
@@ -94,12 +94,47 @@ def test_pruned():
         torch.testing.assert_close(got, want)
     with pytest.raises(ConfigError, match="has no config: its layers were pruned"):
         model.config  # noqa: B018
+    assert (model.num_features, model.head_hidden_size, model.num_classes) == (12, 12, 0)
+    model.reset_classifier(3, "avg")
+    assert model(x).shape == (1, 3)
     whole = small()
     whole.prune_intermediate_layers(1, prune_head=False)
     assert whole(x).shape == (1, 5)
     one = small(depths=(3,), dims=(8,))
     assert one.prune_intermediate_layers([1]) == [1]
     assert len(one.blocks) == 2
+
+
+def test_a_classifier_that_no_longer_fits():
+    model, x = small(), torch.randn(1, 2, 16, 16)
+    before = model(x)
+    with pytest.raises(
+        ValueError,
+        match=r"`prune_head` \(=False\) must be True where `indices` \(=\[0\]\) leaves 8 channels: ",
+    ):
+        model.prune_intermediate_layers([0], prune_head=False)
+    torch.testing.assert_close(model(x), before)
+    alike = small(depths=(3,), dims=(8,))
+    alike.prune_intermediate_layers([1], prune_head=False)
+    assert alike(x).shape == (1, 5)
+    headless = small()
+    headless.reset_classifier(0)
+    headless.prune_intermediate_layers([0], prune_head=False)
+    assert headless(x).shape == (1, 8)
+
+
+def test_a_class_token_stays_the_pool_without_a_classifier():
+    mixer = partial(NDMixer, partial(Mamba, d_state=2))
+    options = {"mixer": mixer, "depths": (2,), "dims": (8,), "class_token": True, "global_pool": "token"}
+    x = torch.randn(2, 2, 6, 6)
+    pruned, headless = small(**options), small(**options)
+    assert pruned.prune_intermediate_layers([0]) == [0]
+    assert (len(pruned.blocks), pruned.global_pool, tuple(pruned(x).shape)) == (1, "token", (2, 8))
+    headless.reset_classifier(0, "")
+    torch.testing.assert_close(headless(x), headless.forward_features(x)[:, -1])
+    with pytest.raises(ValueError, match=r"`class_token` \(=True\) needs a `global_pool`, not 'none'"):
+        headless.reset_classifier(3, "")
+    assert headless.num_classes == 0
 
 
 def test_another_classifier(tmp_path):
@@ -114,8 +149,7 @@ def test_another_classifier(tmp_path):
     )
     model.save_pretrained(tmp_path)
     twin = NDBackbone.from_pretrained(tmp_path)
-    torch.testing.assert_close(twin(x.float()), model.float()(x.float()))
-    x = x.float()
+    torch.testing.assert_close(twin(x), model(x))
     model.reset_classifier(0)
     assert model(x).shape == (2, 16)
     model.reset_classifier(0, "")

@@ -264,6 +264,28 @@ def test_a_core_that_sees_everything_is_built_once_whatever_the_mode() -> None:
         torch.testing.assert_close(mixer(x), mixer.core_layer(x.flatten(1, 2)).reshape(x.shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("core", ["mamba", "mamba2", "s5", "rglru", "attention"])
+def test_what_the_mixer_adds_has_the_dtype_of_its_core(core: str, dtype: torch.dtype) -> None:
+    made = partial(CORES[core], dtype=dtype)
+    x = torch.randn(2, 3, 4, WIDTH, dtype=dtype)
+    for options in (
+        {"fuse": "concat"},
+        {"fuse": "gate"},
+        {"fuse": "concat", "scan": SPLIT},
+        {"share": "all+direction"},
+    ):
+        mixer = NDMixer(made, d_model=WIDTH, bidirectional="scan" not in options, **options)
+        assert {p.dtype for p in mixer.fusion.parameters()} <= {dtype}
+        assert mixer.direction is None or mixer.direction.dtype == dtype
+        y = mixer(x)
+        assert (y.dtype, y.shape) == (dtype, x.shape)
+        y.sum().backward()
+    assert NDMixer(
+        partial(made, device="meta"), d_model=WIDTH, scan=SEVERAL, fuse="gate"
+    ).fusion.gate.weight.is_meta
+
+
 # Dynamo itself makes an instance of every `autograd.Function` that it traces.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiles_in_every_mode() -> None:
