@@ -168,6 +168,8 @@ class S7(LTV_LRNN):
         batch, length, _ = hidden_states.shape
         if integration_timesteps is not None:
             integration_timesteps = check_timesteps(integration_timesteps, batch, length)
+            # Decays and steps made of them here have gradients: 0 times what lies in padding may be NaN.
+            integration_timesteps = mask_absent(integration_timesteps[..., None], walk["seq_idx"])[..., 0]
         h = mask_absent(hidden_states, walk["seq_idx"])
         a, b, options, read_out = self._recurrence(h, integration_timesteps)
         if inference_cache is None:
@@ -262,8 +264,8 @@ class S7(LTV_LRNN):
     def _stepped(self, h: Tensor, timesteps: Tensor | None) -> tuple[Any, ...]:
         exact = state_dtype(self.A.dtype)
         # The bias is added in fp32 whatever autocast makes of the product: steps span decades.
-        rows = F.linear(h.to(exact), self.delta_proj.weight).to(exact)
-        delta = F.softplus(rows + self.delta_proj.bias)
+        rows = F.linear(h.to(exact), self.delta_proj.weight.to(exact)).to(exact)
+        delta = F.softplus(rows + self.delta_proj.bias.to(exact))
         rates = torch.view_as_complex(self.A.to(exact))
         b = project_in(h, self.B, exact)
         options: dict[str, Any] = {"dt": delta, "discretization": "zoh", "input_scale": "zoh"}
