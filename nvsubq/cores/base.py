@@ -188,6 +188,34 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
 LARGEST = 2**31 - 1
 
 
+def check_bool(**flags: bool) -> None:
+    """Raise ValueError for the first keyword that is neither True nor False.
+
+    YAML's `no` and `off` reach constructors as strings, which are true.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ValueError(f"`{name}` (={flag!r}) must be True or False.")
+
+
+def check_number(**values: float) -> None:
+    """Raise ValueError for the first keyword whose value is no real number."""
+    for name, value in values.items():
+        if not _is_a(numbers.Real, value):
+            raise ValueError(f"`{name}` (={value!r}) must be a number.")
+
+
+def check_whole(**values: int) -> None:
+    """Raise ValueError for the first keyword whose value is no integer."""
+    for name, value in values.items():
+        if not _is_a(numbers.Integral, value):
+            raise ValueError(f"`{name}` (={value!r}) must be an integer.")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def check_at_least(low: float, **values: float) -> None:
     """Raise ValueError for the first keyword whose value is below `low`, or is no number.
 
@@ -195,10 +223,7 @@ def check_at_least(low: float, **values: float) -> None:
     """
     for name, value in values.items():
         whole = isinstance(low, int)
-        number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(
-            value, bool
-        )
-        if not number or not value <= LARGEST:
+        if not _is_a(numbers.Integral if whole else numbers.Real, value) or not value <= LARGEST:
             kind = "an integer" if whole else "a number"
             raise ValueError(f"`{name}` (={value!r}) must be {kind} of at most {LARGEST}.")
         if value < low:
@@ -207,6 +232,7 @@ def check_at_least(low: float, **values: float) -> None:
 
 def check_dt_range(dt_min: float, dt_max: float) -> None:
     """Raise ValueError unless 0 < dt_min <= dt_max."""
+    check_number(dt_min=dt_min, dt_max=dt_max)
     if not 0.0 < dt_min <= dt_max:
         raise ValueError(f"`dt_min` (={dt_min}) must be positive and at most `dt_max` (={dt_max}).")
 

@@ -14,7 +14,9 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
+    check_bool,
     check_dt_range,
+    check_number,
     check_step_input,
     check_timesteps,
     mask_absent,
@@ -108,6 +110,8 @@ class Mamba(MambaTogether, LTV_LRNN):
         event_mode: bool = False,
     ) -> None:
         super().__init__(discretization)
+        check_bool(conv_bias=conv_bias, bias=bias, use_fast_path=use_fast_path)
+        check_bool(a_modulation=a_modulation, event_mode=event_mode)
         if dt_rank != "auto" and not isinstance(dt_rank, int):
             raise ValueError(f"`dt_rank` (={dt_rank!r}) must be 'auto' or an int.")
         if dt_init not in ("random", "constant"):
@@ -115,6 +119,8 @@ class Mamba(MambaTogether, LTV_LRNN):
         if a_init not in ("s4d_real", "s4d_lin"):
             raise ValueError(f"`a_init` (={a_init!r}) must be 's4d_real' or 's4d_lin'.")
         check_at_least(1, d_model=d_model, d_state=d_state, d_conv=d_conv)
+        check_at_least(0.0, expand=expand)
+        check_number(dt_scale=dt_scale, dt_init_floor=dt_init_floor)
         check_dt_range(dt_min, dt_max)
         self.conv_dilations = parse_dilations(conv_dilations)
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand

@@ -14,6 +14,8 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
+    check_bool,
+    check_number,
     check_step_input,
     mask_absent,
     parse_dtype,
@@ -90,7 +92,11 @@ class RGLRU(LTV_LRNN):
         gelu: str = "erf",
     ) -> None:
         super().__init__(None)
+        check_bool(conv_bias=conv_bias, bias=bias)
+        check_bool(use_fast_path=use_fast_path, normalize_first=normalize_first)
         check_at_least(1, d_model=d_model, d_conv=d_conv, gate_blocks=gate_blocks)
+        check_at_least(0.0, expand=expand)
+        check_number(c=c)
         for name, value, allowed in (("a_init", a_init, ("a", "a_c")), ("gelu", gelu, GELUS)):
             if value not in allowed:
                 raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(map(repr, allowed))}.")
@@ -110,7 +116,7 @@ class RGLRU(LTV_LRNN):
             raise ValueError(f"`gate_blocks` (={gate_blocks}) must divide the inner width (={self.d_inner}).")
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
         self.gate_blocks, self.a_init, self.gelu = gate_blocks, a_init, gelu
-        self.normalize_first = bool(normalize_first)
+        self.normalize_first = normalize_first
 
         D = self.d_inner
         dtype = parse_dtype(dtype)

@@ -13,6 +13,7 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
+    check_bool,
     check_step_input,
     check_timesteps,
     mask_absent,
@@ -83,6 +84,7 @@ class S7(LTV_LRNN):
         residual: bool = False,
     ) -> None:
         super().__init__(None)
+        check_bool(use_fast_path=use_fast_path, residual=residual)
         check_at_least(1, d_model=d_model, d_state=d_state, J=J)
         if d_state % J:
             raise ValueError(f"`J` (={J}) must divide `d_state` (={d_state}).")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 
 import pytest
 import torch
@@ -247,7 +248,34 @@ class TestModule:
         assert keywords <= inspect.signature(core.forward).parameters.keys()
 
 
+# By what a parameter of a constructor is annotated as: values that it must not take.
+NOT_A = {
+    "bool": ("no", "off", "False", "", 0, 1, None),
+    "int": ("2", 2.0, 2.5, True, False, None, [2]),
+    "int | None": ("2", 2.0, True, [2]),
+    "int | str": ("2", 2.0, True, None),
+    "float": ("2", True, None, [2.0], 2j),
+    "float | None": ("2", True, [2.0]),
+}
+
+
 class TestErrors:
+    @every_core
+    def test_arguments_of_another_type(self, case):
+        """Hydra's `no` and `off` are strings, which are true; "2" times a width is a longer string."""
+        found = inspect.signature(case.cls).parameters
+        asked = {name: kind for name, p in found.items() if (kind := str(p.annotation)) in NOT_A}
+        assert "bool" in asked.values()
+        del asked["d_model"]
+        asked.pop("layer_idx", None)  # a label, for callers
+        for name, kind in asked.items():
+            for wrong in NOT_A[kind]:
+                with pytest.raises(ValueError, match=rf"^`{name}` \(={re.escape(repr(wrong))}\) must be "):
+                    case.make(**{name: wrong})
+        for wrong in NOT_A["int"]:
+            with pytest.raises(ValueError, match=rf"^`d_model` \(={re.escape(repr(wrong))}\) must be "):
+                case.cls(wrong, **case.options)
+
     @every_core
     def test_unknown_keyword(self, case):
         with pytest.raises(TypeError, match="d_sate"):
