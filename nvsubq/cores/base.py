@@ -61,6 +61,7 @@ class LTV_LRNN(nn.Module, ABC):
                 f"{', '.join(repr(name) for name in self.discretizations)}."
             )
         self.discretization = discretization
+        self.register_load_state_dict_post_hook(_set_marks_again)
 
     @abstractmethod
     def forward(
@@ -98,7 +99,12 @@ class LTV_LRNN(nn.Module, ABC):
         for name, parameter in self.named_parameters():
             vars(parameter).update(marks.get(name, {}))
 
-    # torch drops a parameter's attributes where it makes a new one: deepcopy, `to_empty`, some casts.
+    # torch drops a parameter's attributes where it makes a new one: deepcopy, `to_empty`, some casts, and
+    # `load_state_dict(assign=True)`, which comes to the parts after this module's own parameters.
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__["_marks_before_load"] = self._marks()
+        super()._load_from_state_dict(*args, **kwargs)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         marks = self._marks()
         module = super()._apply(fn, recurse)
@@ -166,6 +172,10 @@ class LTV_LRNN(nn.Module, ABC):
                 f"`integration_timesteps` must be None: {type(self).__name__} has no use for them "
                 "(Mamba, S5 and S7 have)."
             )
+
+
+def _set_marks_again(core: LTV_LRNN, _: Any) -> None:
+    core._set_marks(core.__dict__.pop("_marks_before_load", {}))
 
 
 Core = LTV_LRNN

@@ -444,5 +444,6 @@ def _adopt_event_bias(core: Mamba, state: dict[str, Any], prefix: str, *_: Any) 
     state.pop(f"{prefix}dtA_proj.weight", None)
     if not core.event_mode:
         state.pop(f"{prefix}dtA_proj.bias", None)
-    elif f"{prefix}dt_proj.bias" in state:
-        state.setdefault(f"{prefix}dtA_proj.bias", state[f"{prefix}dt_proj.bias"])
+    elif f"{prefix}dt_proj.bias" in state and f"{prefix}dtA_proj.bias" not in state:
+        # A copy: with `assign=True` two parameters would be one.
+        state[f"{prefix}dtA_proj.bias"] = state[f"{prefix}dt_proj.bias"].detach().clone()

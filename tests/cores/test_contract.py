@@ -212,12 +212,13 @@ class TestModule:
         loaded.load_state_dict(core.state_dict())
         close(loaded(x), core(x), rtol=0, atol=0)
 
-    @every_core
+    @every_case
     def test_marks_survive_copies(self, case):
-        """torch drops a parameter's attributes in a deepcopy: decays would be decayed."""
+        """torch drops a parameter's attributes where it makes a new one: decays would be decayed."""
 
-        def marked(core: LTV_LRNN) -> set[str]:
-            return {name for name, p in core.named_parameters() if getattr(p, "_no_weight_decay", False)}
+        def marked(core: torch.nn.Module) -> set[tuple[str, str]]:
+            marks = ("_no_weight_decay", "_no_reinit")
+            return {(name, m) for name, p in core.named_parameters() for m in marks if getattr(p, m, False)}
 
         core = case.make()
         want = marked(core)
@@ -226,6 +227,12 @@ class TestModule:
         assert marked(copy.deepcopy(torch.nn.Sequential(core))[0]) == want
         assert marked(pickle.loads(pickle.dumps(core))) == want
         assert marked(case.make(device="meta").to_empty(device="cpu")) == want
+        for bare in (case.make(), case.make(device="meta"), copy.deepcopy(core)):
+            before = set(vars(bare))
+            model = torch.nn.Sequential(bare)
+            model.load_state_dict({f"0.{name}": p for name, p in core.state_dict().items()}, assign=True)
+            assert marked(model[0]) == want
+            assert set(vars(bare)) == before
         assert marked(core.bfloat16()) == want
         assert not any(key.startswith("_parameter_marks") for key in vars(copy.deepcopy(core)))
 
