@@ -66,6 +66,7 @@ def product(layer: nn.Module, x: Tensor) -> Tensor:
     A layer that is not as the core made it is called, and adds its bias itself.
 
     Example:
+        >>> import torch
         >>> linear, x = nn.Linear(2, 3), torch.randn(4, 2)
         >>> torch.allclose(product(linear, x) + bias_beside(linear), linear(x))
         True
