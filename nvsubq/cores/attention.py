@@ -12,6 +12,7 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
+    check_bool,
     check_step_input,
     parse_dtype,
 )
@@ -62,6 +63,7 @@ class Attention(LTV_LRNN):
         dtype: torch.dtype | str | None = None,
     ) -> None:
         super().__init__(None)
+        check_bool(causal=causal, bias=bias)
         check_at_least(1, d_model=d_model)
         if num_heads is None:
             most = max(1, d_model // _HEAD_WIDTH)
@@ -69,7 +71,7 @@ class Attention(LTV_LRNN):
         check_at_least(1, num_heads=num_heads)
         if d_model % num_heads:
             raise ValueError(f"`d_model` (={d_model}) must be divisible by `num_heads` (={num_heads}).")
-        self.d_model, self.num_heads, self.causal = d_model, num_heads, bool(causal)
+        self.d_model, self.num_heads, self.causal = d_model, num_heads, causal
         self.head_width = d_model // num_heads
         self.layer_idx = layer_idx
         made: dict[str, Any] = {"device": device, "dtype": parse_dtype(dtype)}

@@ -61,6 +61,7 @@ class LTV_LRNN(nn.Module, ABC):
                 f"{', '.join(repr(name) for name in self.discretizations)}."
             )
         self.discretization = discretization
+        self.register_load_state_dict_post_hook(_set_marks_again)
 
     @abstractmethod
     def forward(
@@ -98,7 +99,12 @@ class LTV_LRNN(nn.Module, ABC):
         for name, parameter in self.named_parameters():
             vars(parameter).update(marks.get(name, {}))
 
-    # torch drops a parameter's attributes where it makes a new one: deepcopy, `to_empty`, some casts.
+    # torch drops a parameter's attributes where it makes a new one: deepcopy, `to_empty`, some casts, and
+    # `load_state_dict(assign=True)`, which comes to the parts after this module's own parameters.
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__["_marks_before_load"] = self._marks()
+        super()._load_from_state_dict(*args, **kwargs)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         marks = self._marks()
         module = super()._apply(fn, recurse)
@@ -168,6 +174,10 @@ class LTV_LRNN(nn.Module, ABC):
             )
 
 
+def _set_marks_again(core: LTV_LRNN, _: Any) -> None:
+    core._set_marks(core.__dict__.pop("_marks_before_load", {}))
+
+
 Core = LTV_LRNN
 
 
@@ -188,6 +198,34 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
 LARGEST = 2**31 - 1
 
 
+def check_bool(**flags: bool) -> None:
+    """Raise ValueError for the first keyword that is neither True nor False.
+
+    YAML's `no` and `off` reach constructors as strings, which are true.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ValueError(f"`{name}` (={flag!r}) must be True or False.")
+
+
+def check_number(**values: float) -> None:
+    """Raise ValueError for the first keyword whose value is no real number."""
+    for name, value in values.items():
+        if not _is_a(numbers.Real, value):
+            raise ValueError(f"`{name}` (={value!r}) must be a number.")
+
+
+def check_whole(**values: int) -> None:
+    """Raise ValueError for the first keyword whose value is no integer."""
+    for name, value in values.items():
+        if not _is_a(numbers.Integral, value):
+            raise ValueError(f"`{name}` (={value!r}) must be an integer.")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def check_at_least(low: float, **values: float) -> None:
     """Raise ValueError for the first keyword whose value is below `low`, or is no number.
 
@@ -195,10 +233,7 @@ def check_at_least(low: float, **values: float) -> None:
     """
     for name, value in values.items():
         whole = isinstance(low, int)
-        number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(
-            value, bool
-        )
-        if not number or not value <= LARGEST:
+        if not _is_a(numbers.Integral if whole else numbers.Real, value) or not value <= LARGEST:
             kind = "an integer" if whole else "a number"
             raise ValueError(f"`{name}` (={value!r}) must be {kind} of at most {LARGEST}.")
         if value < low:
@@ -207,6 +242,7 @@ def check_at_least(low: float, **values: float) -> None:
 
 def check_dt_range(dt_min: float, dt_max: float) -> None:
     """Raise ValueError unless 0 < dt_min <= dt_max."""
+    check_number(dt_min=dt_min, dt_max=dt_max)
     if not 0.0 < dt_min <= dt_max:
         raise ValueError(f"`dt_min` (={dt_min}) must be positive and at most `dt_max` (={dt_max}).")
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.modules import module as _global
+
+from nvsubq.cores.block_linear import BlockLinear
 
 Weights = dict[str, Any]
 
@@ -55,6 +58,32 @@ def linears_of(core: nn.Module, *names: str) -> list[Weights] | None:
             return None
         found.append(weights)
     return found
+
+
+def product(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a linear layer makes of `x` without its bias, which an op adds: see `bias_beside`.
+
+    A layer that is not as the core made it is called, and adds its bias itself.
+
+    Example:
+        >>> import torch
+        >>> linear, x = nn.Linear(2, 3), torch.randn(4, 2)
+        >>> torch.allclose(product(linear, x) + bias_beside(linear), linear(x))
+        True
+        >>> _ = linear.register_forward_hook(lambda *_: None)
+        >>> torch.equal(product(linear, x), linear(x)), bias_beside(linear)
+        (True, None)
+    """
+    if is_plain(layer, nn.Linear):
+        return F.linear(x, layer.weight)  # type: ignore[arg-type]
+    y: Tensor = layer.logits(x) if is_plain(layer, BlockLinear) else layer(x)  # type: ignore[operator]
+    return y
+
+
+def bias_beside(layer: nn.Module) -> Tensor | None:
+    """The bias that `product` leaves out."""
+    apart = is_plain(layer, nn.Linear) or is_plain(layer, BlockLinear)
+    return layer.bias if apart else None  # type: ignore[return-value]
 
 
 def own_of(core: nn.Module, *names: str) -> Weights | None:

@@ -14,7 +14,9 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
+    check_bool,
     check_dt_range,
+    check_number,
     check_step_input,
     check_timesteps,
     mask_absent,
@@ -23,7 +25,7 @@ from nvsubq.cores.base import (
 )
 from nvsubq.cores.branches import convolve, convolve_step, make_branches, make_states, parse_dilations
 from nvsubq.cores.cache import check_cache, own_states, write_cache
-from nvsubq.cores.fusing import is_plain, linears_of, own_of, weights_of
+from nvsubq.cores.fusing import bias_beside, is_plain, linears_of, own_of, product, weights_of
 from nvsubq.cores.mamba_together import MambaTogether
 from nvsubq.ops import mamba_inner, selective_scan, selective_state_update
 from nvsubq.ops.mamba_weights import MambaWeights
@@ -108,6 +110,8 @@ class Mamba(MambaTogether, LTV_LRNN):
         event_mode: bool = False,
     ) -> None:
         super().__init__(discretization)
+        check_bool(conv_bias=conv_bias, bias=bias, use_fast_path=use_fast_path)
+        check_bool(a_modulation=a_modulation, event_mode=event_mode)
         if dt_rank != "auto" and not isinstance(dt_rank, int):
             raise ValueError(f"`dt_rank` (={dt_rank!r}) must be 'auto' or an int.")
         if dt_init not in ("random", "constant"):
@@ -115,6 +119,8 @@ class Mamba(MambaTogether, LTV_LRNN):
         if a_init not in ("s4d_real", "s4d_lin"):
             raise ValueError(f"`a_init` (={a_init!r}) must be 's4d_real' or 's4d_lin'.")
         check_at_least(1, d_model=d_model, d_state=d_state, d_conv=d_conv)
+        check_at_least(0.0, expand=expand)
+        check_number(dt_scale=dt_scale, dt_init_floor=dt_init_floor)
         check_dt_range(dt_min, dt_max)
         self.conv_dilations = parse_dilations(conv_dilations)
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
@@ -368,12 +374,11 @@ class Mamba(MambaTogether, LTV_LRNN):
         }
 
     def _scan_inputs(self, u: Tensor) -> dict[str, Any]:
-        """What the scan gets from the convolved `u` `[..., D]`, and A and D; delta lacks its bias."""
+        """What the scan gets from the convolved `u` `[..., D]`, and A and D; `delta_bias` is an option."""
         low, B, C, *gate = self.x_proj(u).split(self._rows, dim=-1)
-        delta = F.linear(low, self.dt_proj.weight)
         inputs: dict[str, Any] = {
             "u": u,
-            "delta": delta,
+            "delta": product(self.dt_proj, low),
             "A": self._rates(),
             "B": B,
             "C": C,
@@ -390,12 +395,12 @@ class Mamba(MambaTogether, LTV_LRNN):
     def _is_plain(self) -> bool:
         """Whether one op can do what lies between the projections in and out.
 
-        The weight has to say all that `x_proj` does: no hook, adapter or other module in its place.
+        The weights have to say all that `x_proj` and `dt_proj` do: no hook, adapter or other module there.
         """
         if torch.compiler.is_compiling() or not self._is_fusable():  # the compiler fuses by itself
             return False
-        found = weights_of(self.x_proj, nn.Linear)
-        return found is not None and found["bias"] is None
+        found = linears_of(self, "x_proj", "dt_proj")
+        return found is not None and found[0]["bias"] is None and found[1]["bias"] is not None
 
     def _rates(self) -> Tensor:
         exact = state_dtype(self.A_log.dtype)
@@ -406,16 +411,19 @@ class Mamba(MambaTogether, LTV_LRNN):
         return self.D.to(state_dtype(self.A_log.dtype))
 
     def _scan_options(self, timesteps: Tensor | None) -> dict[str, Any]:
-        bias = self.dt_proj.bias.to(state_dtype(self.A_log.dtype))
+        exact = state_dtype(self.A_log.dtype)
+        beside = bias_beside(self.dt_proj)
+        bias = None if beside is None else beside.to(exact)
         options: dict[str, Any] = {
             "delta_bias": bias,
             "delta_softplus": True,
             "discretization": self.discretization,
         }
         if timesteps is not None:
-            clock = self.dtA_proj.bias.to(bias.dtype) if self.event_mode else bias
-            options["delta_a"] = F.softplus(clock)
-            options["timesteps"] = timesteps.to(bias.dtype)
+            if self.event_mode or bias is None:
+                bias = (self.dtA_proj if self.event_mode else self.dt_proj).bias.to(exact)
+            options["delta_a"] = F.softplus(bias)
+            options["timesteps"] = timesteps.to(exact)
         return options
 
     def extra_repr(self) -> str:
@@ -438,5 +446,6 @@ def _adopt_event_bias(core: Mamba, state: dict[str, Any], prefix: str, *_: Any) 
     state.pop(f"{prefix}dtA_proj.weight", None)
     if not core.event_mode:
         state.pop(f"{prefix}dtA_proj.bias", None)
-    elif f"{prefix}dt_proj.bias" in state:
-        state.setdefault(f"{prefix}dtA_proj.bias", state[f"{prefix}dt_proj.bias"])
+    elif f"{prefix}dt_proj.bias" in state and f"{prefix}dtA_proj.bias" not in state:
+        # A copy: with `assign=True` two parameters would be one.
+        state[f"{prefix}dtA_proj.bias"] = state[f"{prefix}dt_proj.bias"].detach().clone()

@@ -14,8 +14,11 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
+    check_bool,
     check_dt_range,
+    check_number,
     check_step_input,
+    check_whole,
     mask_absent,
     parse_dtype,
     state_dtype,
@@ -105,11 +108,17 @@ class Mamba2(LTV_LRNN):
         dtype: torch.dtype | str | None = None,
     ) -> None:
         super().__init__(None)
+        check_bool(D_has_hdim=D_has_hdim, rmsnorm=rmsnorm, norm_before_gate=norm_before_gate)
+        check_bool(bias=bias, conv_bias=conv_bias, use_mem_eff_path=use_mem_eff_path)
         check_at_least(1, d_model=d_model, d_state=d_state, d_conv=d_conv, chunk_size=chunk_size)
+        check_at_least(0.0, expand=expand)
+        check_whole(headdim=headdim, ngroups=ngroups)
+        check_number(dt_init_floor=dt_init_floor)
         check_dt_range(dt_min, dt_max)
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
         self.d_ssm = self.d_inner if d_ssm is None else d_ssm
+        check_whole(d_ssm=self.d_ssm)
         self.nheads = _heads(self.d_inner, self.d_ssm, headdim, ngroups)
         self.headdim, self.ngroups, self.D_has_hdim = headdim, ngroups, D_has_hdim
         if norm_before_gate and not rmsnorm:

@@ -14,6 +14,8 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
+    check_bool,
+    check_number,
     check_step_input,
     mask_absent,
     parse_dtype,
@@ -22,7 +24,7 @@ from nvsubq.cores.base import (
 from nvsubq.cores.beginnings import has_begun, lead_in
 from nvsubq.cores.block_linear import BlockLinear
 from nvsubq.cores.cache import check_cache, own_states, write_cache
-from nvsubq.cores.fusing import linears_of, own_of, weights_of
+from nvsubq.cores.fusing import bias_beside, linears_of, own_of, product, weights_of
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, rglru_scan, rglru_state_update
 from nvsubq.ops.rglru import GELUS
 from nvsubq.ops.steps import rglru_step
@@ -90,7 +92,11 @@ class RGLRU(LTV_LRNN):
         gelu: str = "erf",
     ) -> None:
         super().__init__(None)
+        check_bool(conv_bias=conv_bias, bias=bias)
+        check_bool(use_fast_path=use_fast_path, normalize_first=normalize_first)
         check_at_least(1, d_model=d_model, d_conv=d_conv, gate_blocks=gate_blocks)
+        check_at_least(0.0, expand=expand)
+        check_number(c=c)
         for name, value, allowed in (("a_init", a_init, ("a", "a_c")), ("gelu", gelu, GELUS)):
             if value not in allowed:
                 raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(map(repr, allowed))}.")
@@ -110,7 +116,7 @@ class RGLRU(LTV_LRNN):
             raise ValueError(f"`gate_blocks` (={gate_blocks}) must divide the inner width (={self.d_inner}).")
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
         self.gate_blocks, self.a_init, self.gelu = gate_blocks, a_init, gelu
-        self.normalize_first = bool(normalize_first)
+        self.normalize_first = normalize_first
 
         D = self.d_inner
         dtype = parse_dtype(dtype)
@@ -286,7 +292,8 @@ class RGLRU(LTV_LRNN):
         else:
             x, r, i, a_log, gate = inputs
             rglru_state_update(state, x, r, i, a_log, **options, backend=self.backend)
-            first = torch.sigmoid(i.to(state.dtype) + options["i_bias"]) * x  # before it, the state was 0
+            i = i.to(state.dtype) if options["i_bias"] is None else i.to(state.dtype) + options["i_bias"]
+            first = torch.sigmoid(i) * x  # before it, the state was 0
             state.copy_(torch.where(cache["begun"][:, None], state, first))
             cache["begun"].fill_(True)
             y = state * F.gelu(gate.to(state.dtype), approximate="none" if self.gelu == "erf" else "tanh")
@@ -327,25 +334,21 @@ class RGLRU(LTV_LRNN):
 
     def _scan_inputs(self, x: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
         """x, the logits r and i without biases, a_log and the gate, from the convolved `x` `[..., D]`."""
-        r, i = _logits(self.recurrent_gate_proj, x), _logits(self.input_gate_proj, x)
+        r, i = product(self.recurrent_gate_proj, x), product(self.input_gate_proj, x)
         return x, r, i, self.a_log[:, 0].to(state_dtype(self.a_log.dtype)), gate
 
     def _scan_options(self) -> dict[str, Any]:
         exact = state_dtype(self.a_log.dtype)
+        r, i = bias_beside(self.recurrent_gate_proj), bias_beside(self.input_gate_proj)
         return {
-            "r_bias": self.recurrent_gate_proj.bias.to(exact),
-            "i_bias": self.input_gate_proj.bias.to(exact),
+            "r_bias": None if r is None else r.to(exact),
+            "i_bias": None if i is None else i.to(exact),
             "c": self.c,
             "gelu": self.gelu,
         }
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, d_inner={self.d_inner}, c={self.c:g}"
-
-
-def _logits(gate: nn.Linear | BlockLinear, x: Tensor) -> Tensor:
-    """What a gate makes of `x` without its bias, which the scan adds."""
-    return gate.logits(x) if isinstance(gate, BlockLinear) else F.linear(x, gate.weight)
 
 
 def _pair(values: Sequence[float]) -> tuple[float, float]:

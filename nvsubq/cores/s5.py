@@ -12,7 +12,9 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
+    check_bool,
     check_dt_range,
+    check_number,
     check_step_input,
     check_timesteps,
     mask_absent,
@@ -85,10 +87,13 @@ class S5(LTV_LRNN):
         symmetric_timesteps: bool = False,
     ) -> None:
         super().__init__(discretization)
+        check_bool(conj_sym=conj_sym, use_fast_path=use_fast_path)
+        check_bool(clip_eigs=clip_eigs, symmetric_timesteps=symmetric_timesteps)
         check_at_least(1, d_model=d_model, d_state=d_state, blocks=blocks)
         if d_state % blocks:
             raise ValueError(f"`blocks` (={blocks}) must divide `d_state` (={d_state}).")
         check_dt_range(dt_min, dt_max)
+        check_number(step_rescale=step_rescale)
         if not step_rescale > 0:
             raise ValueError(f"`step_rescale` (={step_rescale}) must be positive.")
         self.d_model, self.d_state, self.conj_sym = d_model, d_state, conj_sym

@@ -13,6 +13,7 @@ from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
     check_at_least,
+    check_bool,
     check_step_input,
     check_timesteps,
     mask_absent,
@@ -22,6 +23,7 @@ from nvsubq.cores.base import (
 from nvsubq.cores.bilinear import bilinear_form
 from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.complex_pairs import project_in, read_out, start_at_hippo
+from nvsubq.cores.fusing import is_plain
 from nvsubq.ops import linear_scan, linear_state_update
 from nvsubq.ops.numerics import complex_of, expm1_over, inverse_softplus
 
@@ -36,7 +38,8 @@ class S7(LTV_LRNN):
     `selective`: `x = W_in h; (lambda [N], B [C, N], C [C, N], D [C], b [N]) = W_x x`, and
     `s_k = f(lambda_k + base) s_{k-1} + B_k^T x_k + b_k; y_k = C_k s_k + D_k x_k`, real, with
     `f(w) = 1 - 1/(w^2 + 1/2)` in [-1, 1). Given `integration_timesteps` dt_k, the decay is
-    `sign(f) |f|^dt_k`. `B_k` and `C_k` are never laid out for all cells: their products are bilinear forms.
+    `sign(f) |f|^dt_k`. `B_k` and `C_k` are never laid out for all cells: their products are bilinear forms
+    (but where `x_proj` has a hook or an adapter, which has to be called).
 
     `delta`: S5's complex diagonal Lambda, fixed B, C, D, and a step made from the input:
     `Delta_k = softplus(W h_k + b); Abar_k = exp(Delta_k Lambda)` `[N]`,
@@ -83,6 +86,7 @@ class S7(LTV_LRNN):
         residual: bool = False,
     ) -> None:
         super().__init__(None)
+        check_bool(use_fast_path=use_fast_path, residual=residual)
         check_at_least(1, d_model=d_model, d_state=d_state, J=J)
         if d_state % J:
             raise ValueError(f"`J` (={J}) must divide `d_state` (={d_state}).")
@@ -168,6 +172,8 @@ class S7(LTV_LRNN):
         batch, length, _ = hidden_states.shape
         if integration_timesteps is not None:
             integration_timesteps = check_timesteps(integration_timesteps, batch, length)
+            # Decays and steps made of them here have gradients: 0 times what lies in padding may be NaN.
+            integration_timesteps = mask_absent(integration_timesteps[..., None], walk["seq_idx"])[..., 0]
         h = mask_absent(hidden_states, walk["seq_idx"])
         a, b, options, read_out = self._recurrence(h, integration_timesteps)
         if inference_cache is None:
@@ -237,19 +243,26 @@ class S7(LTV_LRNN):
     def _selective(self, h: Tensor, timesteps: Tensor | None) -> tuple[Any, ...]:
         exact = state_dtype(self.base_params.dtype)
         x = self.in_proj(h)
+        shift, bias, skip, inputs, by_C = self._coefficients(x)
+        a = self._decay(shift.to(exact) + self.base_params.to(exact), timesteps)
+        inputs = inputs.to(exact) + bias.to(exact)
+        return a, inputs, {}, lambda s: by_C(s.to(x.dtype)) + skip * x
+
+    def _coefficients(self, x: Tensor) -> tuple[Any, ...]:
+        """lambda, b and D, the inputs `B^T x` `[..., N]`, and what multiplies states by C."""
+        if not (is_plain(self.x_proj, nn.Linear) and self.x_proj.bias is None):
+            # An adapter or a hook: only calling it tells what it makes of x, with B and C laid out.
+            shift, B, C, skip, bias = self.x_proj(x).to(x.dtype).split(self._rows(), dim=-1)
+            B, C = (t.unflatten(-1, (self.d_model, self.d_state)) for t in (B, C))
+            inputs = torch.matmul(x.unsqueeze(-2), B).squeeze(-2)
+            return shift, bias, skip, inputs, lambda s: torch.matmul(C, s.unsqueeze(-1)).squeeze(-1)
         by_lambda, by_B, by_C, by_D, by_b = self.x_proj.weight.to(x.dtype).split(self._rows())
         small = F.linear(x, torch.cat((by_lambda, by_b, by_D)))
         shift, bias, skip = small.split((self.d_state, self.d_state, self.d_model), dim=-1)
         # B_k^T x_k and C_k s_k, with B_k and C_k linear in x_k.
         by_B, by_C = (rows.unflatten(0, (self.d_model, self.d_state)) for rows in (by_B, by_C))
         inputs = bilinear_form(x, x, by_B.transpose(0, 1))
-        a = self._decay(shift.to(exact) + self.base_params.to(exact), timesteps)
-        return (
-            a,
-            inputs.to(exact) + bias.to(exact),
-            {},
-            lambda s: bilinear_form(s.to(x.dtype), x, by_C) + skip * x,
-        )
+        return shift, bias, skip, inputs, lambda s: bilinear_form(s, x, by_C)
 
     @staticmethod
     def _decay(w: Tensor, timesteps: Tensor | None) -> Tensor:
@@ -261,9 +274,13 @@ class S7(LTV_LRNN):
 
     def _stepped(self, h: Tensor, timesteps: Tensor | None) -> tuple[Any, ...]:
         exact = state_dtype(self.A.dtype)
-        # The bias is added in fp32 whatever autocast makes of the product: steps span decades.
-        rows = F.linear(h.to(exact), self.delta_proj.weight).to(exact)
-        delta = F.softplus(rows + self.delta_proj.bias)
+        if is_plain(self.delta_proj, nn.Linear):
+            # The bias is added in fp32 whatever autocast makes of the product: steps span decades.
+            rows = F.linear(h.to(exact), self.delta_proj.weight.to(exact)).to(exact)
+            rows = rows + self.delta_proj.bias.to(exact)
+        else:
+            rows = self.delta_proj(h.to(self.A.dtype)).to(exact)  # its parameters are kept as A is
+        delta = F.softplus(rows)
         rates = torch.view_as_complex(self.A.to(exact))
         b = project_in(h, self.B, exact)
         options: dict[str, Any] = {"dt": delta, "discretization": "zoh", "input_scale": "zoh"}

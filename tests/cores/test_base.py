@@ -14,8 +14,11 @@ from nvsubq.cores import LTV_LRNN, Core, detach_cache
 from nvsubq.cores.base import (
     DISCRETIZATIONS,
     check_at_least,
+    check_bool,
     check_dt_range,
+    check_number,
     check_timesteps,
+    check_whole,
     mask_absent,
     parse_dtype,
 )
@@ -161,6 +164,22 @@ class TestConstructorArguments:
         for low, high in ((0.0, 0.1), (0.2, 0.1), (-1.0, 0.1), (float("nan"), 0.1)):
             with pytest.raises(ValueError, match=r"`dt_min` \(=.*\) must be positive and at most `dt_max`"):
                 check_dt_range(low, high)
+
+    def test_flags_and_numbers(self):
+        check_bool(bias=True, causal=False)
+        for wrong in ("no", "off", "True", "", 0, 1, None):
+            with pytest.raises(ValueError, match="`bias`") as error:
+                check_bool(causal=True, bias=wrong)
+            assert str(error.value) == f"`bias` (={wrong!r}) must be True or False."
+        check_number(c=8, dt_min=0.1)
+        check_whole(headdim=8)
+        for wrong in ("8", True, None, [8]):
+            with pytest.raises(ValueError, match="`c`") as error:
+                check_number(c=wrong)
+            assert str(error.value) == f"`c` (={wrong!r}) must be a number."
+            with pytest.raises(ValueError, match="`headdim`") as error:
+                check_whole(headdim=wrong)
+            assert str(error.value) == f"`headdim` (={wrong!r}) must be an integer."
 
 
 class TestCacheRules:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 
 import pytest
 import torch
@@ -136,8 +137,8 @@ class TestDtypes:
                 y = core(x)
         assert (y.float() - want).norm() < 2e-2 * want.norm()
 
-    @every_core
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    @every_case
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
     @pytest.mark.parametrize("how", ["constructor", "string", "cast"])
     def test_parameter_dtypes(self, case, dtype, how):
         name = str(dtype).removeprefix("torch.")
@@ -151,7 +152,7 @@ class TestDtypes:
             cache = core.allocate_inference_cache(B, L)
             pieces = [core(x[:, :9], inference_cache=cache)]
             pieces += [core.step(x[:, k : k + 1], cache)[0] for k in range(9, L)]
-        loose = {"rtol": 0.1, "atol": 0.1} if dtype == torch.bfloat16 else {}
+        loose = {} if dtype == torch.float64 else {"rtol": 0.1, "atol": 0.1}
         close(torch.cat(pieces, 1).float(), y.detach().float(), **loose)
         if "lrnn_state" in cache:
             double = cache["lrnn_state"].dtype in (torch.float64, torch.complex128)
@@ -211,12 +212,13 @@ class TestModule:
         loaded.load_state_dict(core.state_dict())
         close(loaded(x), core(x), rtol=0, atol=0)
 
-    @every_core
+    @every_case
     def test_marks_survive_copies(self, case):
-        """torch drops a parameter's attributes in a deepcopy: decays would be decayed."""
+        """torch drops a parameter's attributes where it makes a new one: decays would be decayed."""
 
-        def marked(core: LTV_LRNN) -> set[str]:
-            return {name for name, p in core.named_parameters() if getattr(p, "_no_weight_decay", False)}
+        def marked(core: torch.nn.Module) -> set[tuple[str, str]]:
+            marks = ("_no_weight_decay", "_no_reinit")
+            return {(name, m) for name, p in core.named_parameters() for m in marks if getattr(p, m, False)}
 
         core = case.make()
         want = marked(core)
@@ -225,6 +227,12 @@ class TestModule:
         assert marked(copy.deepcopy(torch.nn.Sequential(core))[0]) == want
         assert marked(pickle.loads(pickle.dumps(core))) == want
         assert marked(case.make(device="meta").to_empty(device="cpu")) == want
+        for bare in (case.make(), case.make(device="meta"), copy.deepcopy(core)):
+            before = set(vars(bare))
+            model = torch.nn.Sequential(bare)
+            model.load_state_dict({f"0.{name}": p for name, p in core.state_dict().items()}, assign=True)
+            assert marked(model[0]) == want
+            assert set(vars(bare)) == before
         assert marked(core.bfloat16()) == want
         assert not any(key.startswith("_parameter_marks") for key in vars(copy.deepcopy(core)))
 
@@ -247,7 +255,34 @@ class TestModule:
         assert keywords <= inspect.signature(core.forward).parameters.keys()
 
 
+# By what a parameter of a constructor is annotated as: values that it must not take.
+NOT_A = {
+    "bool": ("no", "off", "False", "", 0, 1, None),
+    "int": ("2", 2.0, 2.5, True, False, None, [2]),
+    "int | None": ("2", 2.0, True, [2]),
+    "int | str": ("2", 2.0, True, None),
+    "float": ("2", True, None, [2.0], 2j),
+    "float | None": ("2", True, [2.0]),
+}
+
+
 class TestErrors:
+    @every_core
+    def test_arguments_of_another_type(self, case):
+        """Hydra's `no` and `off` are strings, which are true; "2" times a width is a longer string."""
+        found = inspect.signature(case.cls).parameters
+        asked = {name: kind for name, p in found.items() if (kind := str(p.annotation)) in NOT_A}
+        assert "bool" in asked.values()
+        del asked["d_model"]
+        asked.pop("layer_idx", None)  # a label, for callers
+        for name, kind in asked.items():
+            for wrong in NOT_A[kind]:
+                with pytest.raises(ValueError, match=rf"^`{name}` \(={re.escape(repr(wrong))}\) must be "):
+                    case.make(**{name: wrong})
+        for wrong in NOT_A["int"]:
+            with pytest.raises(ValueError, match=rf"^`d_model` \(={re.escape(repr(wrong))}\) must be "):
+                case.cls(wrong, **case.options)
+
     @every_core
     def test_unknown_keyword(self, case):
         with pytest.raises(TypeError, match="d_sate"):

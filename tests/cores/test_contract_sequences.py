@@ -26,21 +26,30 @@ class TestSequences:
     @pytest.mark.column("varlen")
     @every_case
     @pytest.mark.parametrize("reverse", [False, True])
-    def test_lengths_equal_separate_calls(self, case, reverse):
+    @pytest.mark.parametrize("timed", [False, True])
+    def test_lengths_equal_separate_calls(self, case, timed, reverse):
         """Fault 5: `lengths` accepted and ignored. What lies in the padding does not matter, NaN included."""
-        core, x = case.make(), draw(B, L, C)
-        padded = x.clone()
+        if timed and not case.timesteps:
+            return
+        core, x, dt = case.make(), draw(B, L, C), draw(B, L, seed=3).abs()
+        padded, padded_dt = x.clone(), dt.clone()
         for row, length in enumerate(self.lengths.tolist()):
             padded[row, length:] = float("nan")
-        y, found = gradients(core, padded, lambda x: core(x, lengths=self.lengths, reverse=reverse))
+            padded_dt[row, length:] = float("nan")
+            padded_dt[row, length + 1 :: 2] = float("inf")
+
+        def together(x: Tensor) -> Tensor:
+            return core(x, padded_dt if timed else None, lengths=self.lengths, reverse=reverse)
 
         def separately(x: Tensor) -> Tensor:
-            rows = [
-                core(x[row : row + 1, :length], reverse=reverse)
-                for row, length in enumerate(self.lengths.tolist())
-            ]
-            return torch.cat([torch.nn.functional.pad(row, (0, 0, 0, L - row.shape[1])) for row in rows])
+            rows = []
+            for row, length in enumerate(self.lengths.tolist()):
+                own = dt[row : row + 1, :length] if timed else None
+                y = core(x[row : row + 1, :length], own, reverse=reverse)
+                rows.append(torch.nn.functional.pad(y, (0, 0, 0, L - length)))
+            return torch.cat(rows)
 
+        y, found = gradients(core, padded, together)
         want_y, want = gradients(core, x, separately)
         same_to_rounding({"y": y} | found, {"y": want_y} | want)
         assert (y[1, 9:] == 0).all()

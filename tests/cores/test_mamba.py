@@ -331,6 +331,12 @@ class TestEventCheckpoints:
         core.load_state_dict(source.state_dict())
         assert torch.equal(core.dtA_proj.bias, source.dt_proj.bias)
 
+    def test_assigned_plain_ones_are_two_parameters(self) -> None:
+        source, core = make(), make(event_mode=True)
+        core.load_state_dict(source.state_dict(), assign=True)
+        assert torch.equal(core.dtA_proj.bias, source.dt_proj.bias)
+        assert core.dtA_proj.bias.data_ptr() != core.dt_proj.bias.data_ptr()
+
     def test_what_is_missing_beside_it_is_still_told(self) -> None:
         state = make().state_dict()
         del state["dt_proj.bias"]
