@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _spin_less()
+    _import_from_here()
     try:
         return _dispatch(arguments)
     except SystemExit as error:  # argparse, Hydra's --help, Lightning after Ctrl-C
@@ -52,6 +54,16 @@ def _spin_less() -> None:
     """
     if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def _import_from_here() -> None:
+    """Lets configs name modules of the user's own, which lie where the command is called.
+
+    Behind everything else, so that no file there takes the place of an installed package.
+    """
+    with contextlib.suppress(FileNotFoundError):  # the folder has been removed
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
 
 
 def _dispatch(arguments: list[str]) -> int:

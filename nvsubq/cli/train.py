@@ -27,9 +27,6 @@ def run(arguments: Sequence[str]) -> int:
 
     from nvsubq.cli import hydra_section, sweep
 
-    # A module of the user's own, named in an allowed target, lies where the command is called.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     job = _Job(list(sys.argv))
     compose = hydra.main(
         version_base="1.3", config_path=str(config_dir()), config_name=PRIMARY.removesuffix(".yaml")
