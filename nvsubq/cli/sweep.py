@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from nvsubq.cli.job_name import leave_out_constants
 from nvsubq.lazy_config import ConfigError
 
 current: SweepTable | None = None
@@ -57,7 +58,7 @@ class SweepTable(Callback):
             raise SweepRefused(error) from None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Checks the configs of all jobs, so that a sweep dies before any data is read.
+        """Checks the configs of all jobs, so that a sweep dies before any data is read; names their folders.
 
         Raises:
             SweepRefused: with the problems of the first bad job; the message names the job.
@@ -77,6 +78,7 @@ class SweepTable(Callback):
                 raise SweepRefused(ConfigError(text, error.key)) from None
             except HydraException as error:
                 raise SweepRefused(error, overrides) from None
+        leave_out_constants(config)
         self.folder = Path(config.hydra.sweep.dir)
         self.runs = Path(config.paths.runs)
         current = self
