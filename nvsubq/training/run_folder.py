@@ -55,6 +55,8 @@ import io
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ from nvsubq.training.durable import PART, write_whole
 
 FILES = ("config.yaml", "resolved.yaml", "metrics.csv", "metrics.json", "predictions.npz", "report.html")
 PARTS = tuple(name + PART for name in FILES)
-CONFIG_HEADER = "# Run it again: nvsubq train --config-dir {folder} --config-name config\n"
+CONFIG_HEADER = "# Run it again: {command}\n"
 # What makes the saved file a primary config of Hydra: the run folder's place is set by the group `hydra`.
 DEFAULTS = "defaults:\n- hydra: default\n- _self_\n"
 
@@ -114,7 +116,7 @@ class RunFolder:
 
     def write_config(self, config: str, resolved: str) -> None:
         """Writes config.yaml and resolved.yaml from their YAML text."""
-        header = CONFIG_HEADER.format(folder=self.path)
+        header = CONFIG_HEADER.format(command=command_again(self.path))
         write_whole(self.path / "config.yaml", (header + DEFAULTS + config).encode())
         write_whole(self.path / "resolved.yaml", resolved.encode())
 
@@ -150,6 +152,26 @@ class RunFolder:
         self.mark.remove()
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         remove_empty(self.path, self.root)
+
+
+def command_again(folder: Path, *, resume: bool = False) -> str:
+    """The command that trains with the config of a run, to be pasted into a shell.
+
+    Args:
+        folder: the run's; that of a sweep's job holds characters that Hydra reads as its own.
+        resume: go on from the run's last checkpoint.
+
+    Example:
+        >>> print(command_again(Path("runs/core=s5,seed=0"), resume=True))
+        nvsubq train --config-dir runs/core=s5,seed=0 --config-name config 'ckpt_path="runs/core=s5,seed=0"'
+    """
+    place = str(folder)
+    words = ["nvsubq", "train", "--config-dir", place, "--config-name", "config"]
+    if resume:
+        plain = re.fullmatch(r"[\w./-]+", place)
+        quoted = place.replace('"', '\\"')
+        words.append(f"ckpt_path={place}" if plain else f'ckpt_path="{quoted}"')
+    return shlex.join(words)
 
 
 def remove_empty(folder: Path, root: Path) -> None:
