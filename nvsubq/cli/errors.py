@@ -17,20 +17,20 @@ from collections.abc import Iterable
 VARIABLE = "NVSUBQ_TRACEBACK"
 HINT = f"(for a traceback: {VARIABLE}=1)"
 
-TRAIN_EXTRA = (
-    "hydra",
-    "lightning",
-    "torchmetrics",
-    "mlxtend",
-    "sklearn",
-    "nibabel",
-    "nilearn",
-    "matplotlib",
-    "rich",
-    "PIL",
-    "jinja2",
-)
-"""Modules that the extra `train` installs."""
+EXTRAS = {
+    "train": (
+        *("hydra", "lightning", "torchmetrics", "mlxtend", "sklearn", "skimage", "nibabel", "nilearn"),
+        *("matplotlib", "rich", "PIL", "jinja2"),
+    ),
+    "ocean": ("iris_sample_data", "h5py"),
+    "loggers": ("tensorboard", "wandb"),
+    "monai": ("monai",),
+    "timm": ("timm",),
+    "cuda": ("mamba_ssm", "causal_conv1d"),
+    "slurm": ("hydra_plugins", "submitit"),
+    "onnx": ("onnx", "onnxscript"),
+}
+"""Modules that each extra of pyproject.toml installs."""
 
 _NO_MEMORY = re.compile(r"you tried to allocate \d+ bytes|Storage size calculation overflowed.*")
 
@@ -100,11 +100,14 @@ def _special(error: BaseException) -> str | None:
 
 
 def missing_module(error: ModuleNotFoundError) -> str | None:
-    """The sentence for a module of the extra `train`; None for any other."""
+    """The sentence for a module of an extra; None for any other."""
     name = (error.name or "").split(".")[0]
-    if name not in TRAIN_EXTRA:
+    extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)
+    if extra is None:
         return None
-    return f"this command needs the package of {name!r}, which is not installed: pip install 'nvsubq[train]'"
+    return (
+        f"this command needs the package of {name!r}, which is not installed: pip install 'nvsubq[{extra}]'"
+    )
 
 
 def _os_error(error: OSError) -> str:

@@ -66,11 +66,17 @@ def _check_loggers(config: DictConfig) -> None:
     """A logger whose package is missing is known before any data is read."""
     for name, node in (config.get("logger") or {}).items():
         packages = LOGGERS.get(str(node.get("_target_")).rsplit(".", 1)[-1], ())
-        if packages and not any(importlib.util.find_spec(package) for package in packages):
+        if packages and not any(map(_is_installed, packages)):
             raise ConfigError(
                 f"`logger` (={name}) needs the package {packages[0]!r}, which is not installed: "
-                f"pip install {packages[0]}"
+                "pip install 'nvsubq[loggers]'"
             )
+
+
+def _is_installed(package: str) -> bool:
+    """Whether it can be imported; a folder of its name, as wandb makes one for its runs, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 MOST_THREADS = 4096

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -227,6 +228,19 @@ def test_extra_that_is_not_installed(module, here):
         "pip install 'nvsubq[train]'\n"
     )
     assert list(here.iterdir()) == []
+
+
+def test_every_extra_names_what_it_installs():
+    """The modules are known by hand, the extras are those of pyproject.toml."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    section = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = \[", section, re.MULTILINE))
+    assert extras - {"test", "docs"} == set(errors.EXTRAS)
+    for extra, modules in errors.EXTRAS.items():
+        for name in modules:
+            error = ModuleNotFoundError(name=f"{name}.part")
+            assert f"pip install 'nvsubq[{extra}]'" in errors.message(error)
+    assert "pip install" not in errors.message(ModuleNotFoundError("No module named 'x'", name="x"))
 
 
 def test_interrupt(capsys):
