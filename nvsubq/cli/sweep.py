@@ -23,6 +23,9 @@ from nvsubq.lazy_config import ConfigError
 current: SweepTable | None = None
 """The sweep of this process, if it is one; `cli.train` ends it, whether or not a job failed."""
 
+runs: Path | None = None
+"""The folder of all runs, once Hydra has composed the config and before it makes any folder."""
+
 SPREAD_OVER = "seed"
 """Runs that differ in nothing else are one line of the table, with mean and spread."""
 
@@ -52,8 +55,10 @@ class SweepTable(Callback):
         """
         from nvsubq.training.run_name import check_name
 
+        global runs
         try:
             check_name(config.name)
+            runs = Path(str(config.paths.runs))
         except (ConfigError, OmegaConfBaseException) as error:
             raise SweepRefused(error) from None
 
@@ -66,7 +71,7 @@ class SweepTable(Callback):
         from nvsubq.training.build import check_config
         from nvsubq.training.processes import check_single
 
-        global current
+        global current, runs
         for overrides in jobs([*params_of(config.hydra.sweeper), *config.hydra.overrides.task]):
             try:
                 job = compose(kwargs.get("config_name"), overrides=overrides)
@@ -80,7 +85,7 @@ class SweepTable(Callback):
                 raise SweepRefused(error, overrides) from None
         leave_out_constants(config)
         self.folder = Path(config.hydra.sweep.dir)
-        self.runs = Path(config.paths.runs)
+        self.runs = runs = Path(str(config.paths.runs))
         current = self
 
     def finish(self) -> None:

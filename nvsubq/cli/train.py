@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     compose = hydra.main(
         version_base="1.3", config_path=str(config_dir()), config_name=PRIMARY.removesuffix(".yaml")
     )
-    sweep.current = None
+    sweep.current = sweep.runs = None
     try:
         with hydra_section.guarded(), _arguments_of_hydra(_flags_first(arguments)):
             compose(job)()
@@ -39,6 +39,10 @@ def run(arguments: Sequence[str]) -> int:
         return _composition_failed(error, arguments)
     except sweep.SweepRefused as refused:
         return _composition_failed(refused.error, _arguments_of_job(arguments, refused.overrides))
+    except OSError as error:  # Hydra makes the folders
+        if sweep.runs is not None:
+            errors.advise_other_place(error, sweep.runs)
+        return errors.report(error)
     finally:
         if sweep.current is not None:
             sweep.current.finish()
@@ -92,6 +96,7 @@ class _Job:
         except KeyboardInterrupt:
             raise
         except Exception as error:
+            errors.advise_other_place(error, Path(str(config.paths.runs)))
             if sweeping and not here:
                 raise  # another machine's launcher must see that the job failed
             # A job of a sweep that fails must not end the others.

@@ -130,12 +130,9 @@ def test_runs_folder_is_a_file(train, here, capsys):
 @pytest.mark.parametrize(
     ("number", "text"),
     [
-        (errno.EACCES, "Permission denied: runs/x. Runs are written below paths.runs; choose another place"),
-        (
-            errno.EROFS,
-            "Read-only file system: runs/x. Runs are written below paths.runs; choose another place",
-        ),
-        (errno.ENOSPC, "the disk is full: cannot write runs/x. Choose another place with paths.runs=DIR."),
+        (errno.EACCES, "Permission denied: runs/x"),
+        (errno.EROFS, "Read-only file system: runs/x"),
+        (errno.ENOSPC, "the disk is full: cannot write runs/x."),
     ],
 )
 def test_folder_that_cannot_be_written(number, text, train, here, monkeypatch, capsys):
@@ -148,8 +145,37 @@ def test_folder_that_cannot_be_written(number, text, train, here, monkeypatch, c
 
     monkeypatch.setattr(os, "mkdir", refuse)
     assert train() == 1
-    assert text in capsys.readouterr().err
+    advice = "Runs are written below paths.runs; choose another place with paths.runs=DIR."
+    assert capsys.readouterr().err == f"error: {text}\n  {advice}\n"
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "number", "advised"),
+    [
+        ("runs/a/x", errno.EACCES, True),
+        ("", errno.EACCES, True),  # the folder in which `runs` cannot be made
+        (None, errno.ENOSPC, True),
+        (None, errno.EACCES, False),
+        ("data/x.png", errno.EACCES, False),
+        ("runs/a/x", errno.EIO, False),
+    ],
+)
+def test_advice_to_write_elsewhere(file, number, advised, here):
+    error = OSError(number, os.strerror(number), None if file is None else str(here / file))
+    errors.advise_other_place(error, Path("runs"))
+    assert ("paths.runs=DIR" in errors.message(error)) == advised
+
+
+def test_other_commands_do_not_advise_where_runs_lie(here, monkeypatch, capsys):
+    from nvsubq.cli import bench_cpu
+
+    def refuse(args):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "out")
+
+    monkeypatch.setattr(bench_cpu, "run", refuse)
+    assert main(["bench", "cpu", "--out", "out"]) == 1
+    assert capsys.readouterr().err == "error: Permission denied: out\n"
 
 
 def test_disk_full_at_the_first_checkpoint(train, here, monkeypatch, capsys):
