@@ -66,8 +66,18 @@ def _import_from_here() -> None:
             sys.path.append(os.getcwd())
 
 
+def _check_allow_list() -> None:
+    """Refuses a wrong entry in the variable before each node of a config complains of it."""
+    if os.environ.get("NVSUBQ_ALLOW_TARGETS"):
+        from nvsubq.lazy_config import targets
+
+        targets.policy()
+
+
 def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else None
+    if name in COMMANDS:
+        _check_allow_list()
     if name == "train":
         # Hydra has its own parser, --help included.
         from nvsubq.cli import train

@@ -94,6 +94,14 @@ def _check_length(config: DictConfig) -> None:
             f"`trainer.max_epochs` (={epochs!r}) must be an integer of at least 1, or -1 or null "
             "with an end by max_steps or max_time."
         )
+    if steps == 0:
+        raise ConfigError(f"`trainer.max_steps` (={steps}) must be an integer of at least 1, or -1 or null.")
+    batches = trainer.get("limit_train_batches")
+    if batches == 0 and batches is not False:
+        raise ConfigError(
+            f"`trainer.limit_train_batches` (={batches}) must be null, an integer of at least 1, or a share "
+            "above 0: a training needs a batch."
+        )
     if epochs in (None, -1) and steps in (None, -1) and trainer.get("max_time") is None:
         raise ConfigError(
             f"`trainer.max_epochs` (={epochs}) gives no end: set it, or max_steps, or max_time."

@@ -14,6 +14,7 @@ import torch
 
 from nvsubq.cli import errors
 from nvsubq.cli.main import main
+from nvsubq.lazy_config import targets
 
 CASES = {
     "unknown core": (
@@ -72,6 +73,8 @@ CASES = {
     "unknown schedule": (["task.schedule=step"], "`schedule` (='step') must be one of cosine, constant."),
     "seed": (["seed=-1"], "`seed` (=-1) must be an integer from 0 to 2**32 - 1."),
     "threads": (["threads=0"], "`threads` (=0) must be null or an integer of at least 1."),
+    "no batch": (["trainer.limit_train_batches=0"], "`trainer.limit_train_batches` (=0) must be null, an"),
+    "no step": (["trainer.max_steps=0"], "`trainer.max_steps` (=0) must be an integer of at least 1, or -1"),
     "test_with": (["test_with=first"], "`test_with` (='first') must be best, last or null."),
     "patience": (
         ["early_stopping.patience=-2"],
@@ -306,6 +309,20 @@ def test_help_lists_the_commands(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
     assert all(command in out for command in ("train", "evaluate", "predict", "doctor"))
+
+
+@pytest.mark.parametrize(("command", "needed"), [("evaluate", "RUN"), ("study", "NAME")])
+def test_overrides_are_not_required(command, needed, capsys):
+    assert main([command]) == 2
+    assert capsys.readouterr().err.endswith(f"error: the following arguments are required: {needed}\n")
+
+
+def test_wrong_entry_of_the_allow_list_is_said_once(train, here, monkeypatch, capsys):
+    targets._from_environment.cache_clear()
+    monkeypatch.setenv("NVSUBQ_ALLOW_TARGETS", "my_cores")
+    assert train() == 1
+    entry = "entry in NVSUBQ_ALLOW_TARGETS 'my_cores'"
+    assert capsys.readouterr().err == f"error: allow-list {entry} must be 'pkg.*' or an exact dotted path.\n"
 
 
 def test_unknown_command(capsys):

@@ -126,6 +126,8 @@ def test_load_run_with_overrides(run):
         load_run(run, overrides=["data.rooot=x"])
     with pytest.raises(ConfigError, match="override 'data' must have the form key=value"):
         load_run(run, overrides=["data"])
+    with pytest.raises(ConfigError, match=r"`core` \(=mamba\) cannot be exchanged as a whole"):
+        load_run(run, overrides=["core=mamba"])
 
 
 def test_load_run_refusals(run, tmp_path):
