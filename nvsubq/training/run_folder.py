@@ -11,6 +11,7 @@
       checkpoints/       last.ckpt and best.ckpt, both load with ``weights_only=True``; previous.ckpt until
                          the run has ended
       report.html        written by `nvsubq.training.report`
+      fit-profile.txt    with `trainer.profiler=simple`; test-profile.txt of the test
       nan_batch.pt       where a figure was not finite, see `nvsubq.training.nan_watch`
       .unfinished        until the run has ended, see `nvsubq.training.unfinished`
     runs/<name>/latest, runs/latest    links to the newest run

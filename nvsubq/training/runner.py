@@ -223,9 +223,13 @@ class _Training:
 
     def _checked_trainer(self, **late: Any) -> L.Trainer:
         try:
-            return instantiate(self.config.trainer, **late)
+            trainer = instantiate(self.config.trainer, **late)
         except TypeError as error:  # Lightning's, of an option of a wrong type
             raise ConfigError(f"`trainer`: {error}") from error
+        if self.config.trainer.get("profiler") is not None and trainer.profiler.filename is None:
+            # Lightning would log what it measured, which is quiet here.
+            trainer.profiler.dirpath, trainer.profiler.filename = str(self.folder), "profile"
+        return trainer
 
     def fit(self) -> None:
         """Trains."""

@@ -229,6 +229,14 @@ def test_interrupt_keeps_the_last_epoch_and_says_how_to_go_on(train, here, monke
     assert [row["epoch"] for row in rows_of(here / "runs/b")] == ["0", "1"]
 
 
+def test_profiles_are_in_the_run_folder(train, here):
+    assert train("trainer.profiler=simple", "epochs=1", "hydra.run.dir=runs/a") == 0
+    for stage in ("fit", "test"):
+        assert (
+            "run_t" in (here / f"runs/a/{stage}-profile.txt").read_text()
+        )  # run_training_epoch, run_test_...
+
+
 def test_report_is_written_at_the_end(train, here, capsys):
     assert train("report=true", "trainer.fast_dev_run=true", "hydra.run.dir=runs/a") == 0
     assert "report: runs/a/report.html" in capsys.readouterr().out
