@@ -321,7 +321,7 @@ class _Training:
 
         sharded = is_sharded(self.trainer)
         model = self._whole(tested_with).model.to(self.task.device) if sharded else self.task.model
-        return reach(model, self.datamodule, self.trainer)
+        return reach(model, self.datamodule, self.trainer.world_size)
 
 
 def write_report(run: Path) -> None:
