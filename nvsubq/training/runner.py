@@ -131,7 +131,9 @@ class _Training:
         system.keep_freed_memory()
         # Its messages are of no use here: the same seed is in the config.
         L.seed_everything(config.seed, workers=True, verbose=False)
-        self.resume = self._own_checkpoint() or resume_path(config.ckpt_path, self._warn)
+        self.resume = self._own_checkpoint()
+        self.position.same_run = self.resume is not None
+        self.resume = self.resume or resume_path(config.ckpt_path, self._warn)
         self.datamodule = build_datamodule(config)
         self.datamodule.setup()
         self.task = build_task(config, self.datamodule)
