@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
+import os
 import subprocess
 import sys
 import time
@@ -113,17 +115,22 @@ class Poison(nn.Module):
         return x + torch.sqrt(x * 0) if self.backward else x / 0
 
 
-@pytest.mark.parametrize("backward", [False, True])
-def test_nan_is_traced_to_its_layer(backward, tmp_path, monkeypatch):
+def poison(monkeypatch: pytest.MonkeyPatch, at: int, backward: bool) -> None:
+    """Every backbone that is built from here on has a `Poison` behind its first mixer."""
     from nvsubq.training import build
 
     def poisoned(node, **late):
         built = instantiate(node, **late)
         if "NDBackbone" in str(node.get("_target_")):
-            built.blocks[0].mixer = nn.Sequential(built.blocks[0].mixer, Poison(5, backward))
+            built.blocks[0].mixer = nn.Sequential(built.blocks[0].mixer, Poison(at, backward))
         return built
 
     monkeypatch.setattr(build, "instantiate", poisoned)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_nan_is_traced_to_its_layer(backward, tmp_path, monkeypatch):
+    poison(monkeypatch, 5, backward)
     with pytest.raises(FloatingPointError) as caught:
         run(tmp_path)
     message = str(caught.value)
@@ -134,6 +141,34 @@ def test_nan_is_traced_to_its_layer(backward, tmp_path, monkeypatch):
     assert (kept["batch_idx"], kept["epoch"], kept["step"]) == (4, 0, 4)
     assert kept["batch"][0].shape == (16, 1, 8, 8)
     assert all(bool(torch.isfinite(value).all()) for value in kept["state_dict"].values())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_nan_among_added_gradients_is_that_of_its_batch(every, tmp_path, monkeypatch):
+    """Batch 5 is the first of the third step, which both look at; batch 6 would be the one that steps."""
+    poison(monkeypatch, 5, backward=True)
+    with pytest.raises(FloatingPointError) as caught:
+        run(tmp_path, "trainer.accumulate_grad_batches=2", f"callbacks.nan_watch.every_n_steps={every}")
+    message = str(caught.value)
+    assert "(step 3, epoch 1, batch 5): training diverged." in message
+    assert "It came from the gradient through model.blocks.0.mixer.1 (Poison)." in message
+    assert torch.load(tmp_path / "a" / "nan_batch.pt", weights_only=True)["batch_idx"] == 4
+
+
+def test_a_full_disk_does_not_hide_the_nan(tmp_path, monkeypatch):
+    from nvsubq.training import nan_watch
+
+    def full(file, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    poison(monkeypatch, 5, backward=False)
+    monkeypatch.setattr(nan_watch, "write_whole", full)
+    with pytest.raises(FloatingPointError) as caught:
+        run(tmp_path)
+    message = str(caught.value)
+    assert "It came from the output of model.blocks.0.mixer.1 (Poison)." in message
+    file = tmp_path / "a" / "nan_batch.pt"
+    assert f"Batch and weights could not be written to {file}: No space left on device." in message
 
 
 def test_nan_in_the_batch_and_in_a_parameter(tmp_path, monkeypatch):
