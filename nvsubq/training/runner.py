@@ -182,6 +182,7 @@ class _Training:
             monitor,
             mode,
             saved,
+            warn=self._warn,
             every_s=config.checkpoint.get("every_s"),
             every_steps=config.checkpoint.get("every_steps"),
         )
