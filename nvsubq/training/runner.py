@@ -294,6 +294,7 @@ class _Training:
         }
         if self.run is None:
             return figures | {"folder": str(self.folder)}
+        figures["fingerprint"] = self.run.fingerprint
         # The result is safe before the baselines, which fit models of their own, and the report are made.
         self.run.write_metrics(figures)
         if tested_with is not None:
