@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from pathlib import Path
 from typing import Any
 
@@ -64,4 +65,4 @@ def _end_of(file: Path, epoch: int, key: str) -> dict[str, Any] | None:
 
 def _same(one: Path, other: Path) -> bool:
     """Whether both hold the same bytes; best.ckpt and last.ckpt of one epoch are one file with two names."""
-    return other.is_file() and one.is_file() and one.read_bytes() == other.read_bytes()
+    return other.is_file() and one.is_file() and filecmp.cmp(one, other, shallow=False)

@@ -75,6 +75,11 @@ def grey(side: int) -> bytes:
     return png(side, side, zeros(2 * side * side + side + 2**20), bits=16, colour=0)
 
 
+def icon(image: bytes) -> bytes:
+    """Says that it is 16 x 16, and holds another image."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(image), 22) + image
+
+
 def saved(form: str, old: bytes | int, new: bytes) -> bytes:
     """A small image in a format of Pillow's; bytes of its head, or those at a place, are others."""
     memory = io.BytesIO()
@@ -128,6 +133,7 @@ IMAGES: dict[str, Spoil] = {
     "bomb of pixels": lambda f: f.write_bytes(png(40_000, 40_000, zeros(2**24))),
     "bomb of grey, below Pillow's limit": lambda f: f.write_bytes(grey(9_000)),
     "bomb of grey, at Pillow's limit": lambda f: f.write_bytes(grey(13_300)),
+    "bomb of grey in an icon": lambda f: f.write_bytes(icon(grey(9_000))),
     "damaged head of DDS": lambda f: f.write_bytes(saved("DDS", 80, b"\0")),
     "damaged head of IM": lambda f: f.write_bytes(saved("IM", b"12*12", b"12*12*3")),
     **(
