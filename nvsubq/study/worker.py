@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -19,6 +21,12 @@ from nvsubq.study.runs import DONE, FAILED, LOG
 
 STOPPED = 130
 """Exit code of a run that was asked to stop, and can go on."""
+TROUBLE = tuple(
+    getattr(errno, name)
+    for name in ("EIO", "ENOMEM", "ENFILE", "EMFILE", "EFBIG", "ENOSPC", "EROFS", "EDQUOT", "ESTALE")
+    if hasattr(errno, name)
+)
+"""Errors that are the machine's, not the run's: its exit code then, as a full disk takes no failed.json."""
 
 
 def main(config_text: str, folder: str, overrides: list[str]) -> None:
@@ -33,21 +41,50 @@ def main(config_text: str, folder: str, overrides: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    _print_into(path / LOG)
     code = 0
     try:
+        path.mkdir(parents=True, exist_ok=True)
+        _print_into(path / LOG)
         train_run(config_text, path, overrides)
     except KeyboardInterrupt:
         code = STOPPED
     except BaseException as error:
-        traceback.print_exc()
-        fail(path, error)
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+        code = _failed(path, error)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Whatever a library still waits for, the run is over.
     os._exit(code)
+
+
+def _failed(folder: Path, error: BaseException) -> int:
+    """Says in the log and, unless it is the machine's trouble, in failed.json what went wrong.
+
+    Returns:
+        The exit code.
+    """
+    found = trouble(error)
+    try:
+        traceback.print_exc()
+        if found is None:
+            fail(folder, error)
+    except OSError as full:  # the log lies on the same disk
+        return found or trouble(full) or 1
+    return found or 1
+
+
+def trouble(error: BaseException | None) -> int | None:
+    """The number of the machine's error that an exception is, or was raised from.
+
+    Example:
+        >>> trouble(OSError(errno.ENOSPC, "full")) == errno.ENOSPC, trouble(FileNotFoundError(2, "no file"))
+        (True, None)
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in TROUBLE:
+            return error.errno
+        error = error.__cause__
+    return None
 
 
 def train_run(config_text: str, folder: Path, overrides: list[str]) -> None:
