@@ -39,7 +39,7 @@ class Pool:
 
     Args:
         folder: of the study.
-        jobs: how many at once; with several each has one thread on a CPU.
+        jobs: how many at once; with several each that begins has one thread on a CPU.
         ended: told of each run that ended, how ("done", "failed", "died" or "stopped"), and why. A run that
             died or was stopped goes on from its last checkpoint.
         deadline: on the clock `time.monotonic`; None: no end.

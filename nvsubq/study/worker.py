@@ -98,6 +98,7 @@ def train_run(config_text: str, folder: Path, overrides: list[str]) -> None:
     config: Any = OmegaConf.create(config_text)
     quiet_lightning()
     if not complete(folder):
+        config = as_begun(folder, config)
         clear_unless_same(folder, config)
         figures = train(config, folder, command=overrides)
         if Path(figures["folder"]).resolve() != folder.resolve():
@@ -113,8 +114,24 @@ def complete(folder: Path) -> bool:
     return (folder / "metrics.json").is_file() and not (folder / MARK).is_file()
 
 
+def as_begun(folder: Path, config: Any) -> Any:
+    """The config with the threads that the run was begun with, which follow from the `--jobs` of that time.
+
+    Sums, and so the bits of a run, can depend on their number: a run keeps it to its end.
+    """
+    from omegaconf import OmegaConf
+
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return config
+    begun: Any = OmegaConf.load(file)  # empty where the process died before it was written
+    config = config.copy()
+    config.threads = begun.get("threads", config.threads)
+    return config
+
+
 def clear_unless_same(folder: Path, config: Any) -> None:
-    """Empties the folder of a run that was begun in another way, with other threads or in another place.
+    """Empties the folder of a run that was begun with another config or in another place, and says so.
 
     The log stays: it is being written.
     """
@@ -123,6 +140,8 @@ def clear_unless_same(folder: Path, config: Any) -> None:
     mark = folder / MARK
     if mark.is_file() and mark.read_text() == fingerprint(config):
         return
+    if mark.is_file():
+        sys.stdout.write(f"begins anew: {folder} was begun with another config or in another place\n")
     for item in folder.iterdir():
         if item.name == LOG:
             continue
