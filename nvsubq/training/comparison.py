@@ -173,7 +173,7 @@ def spread(values: Sequence[float | None]) -> str:
 
     Example:
         >>> spread([0.5]), spread([0.5, 0.7, None]), spread([None])
-        ('0.5000', '0.6000 ± 0.1414', '')
+        ('0.5000', '0.60 ± 0.14', '')
     """
     known = [value for value in values if value is not None]
     if not known:

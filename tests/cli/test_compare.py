@@ -58,7 +58,7 @@ def test_seeds_are_one_line_with_mean_and_spread(tmp_path, capsys):
         "dice_std",
         "training",
     ]  # no d_state, no seed
-    assert (rows[0]["runs"], rows[0]["dice"], rows[0]["dice_std"]) == ("2", "0.6000", "0.1414")
+    assert (rows[0]["runs"], rows[0]["dice"], rows[0]["dice_std"]) == ("2", "0.60", "0.14")
     assert (rows[1]["runs"], rows[1]["dice"], rows[1]["dice_std"]) == ("1", "0.8000", "")
     assert rows[2]["dice"] == "0.4000"
 
