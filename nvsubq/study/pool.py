@@ -86,6 +86,8 @@ class Pool:
         config.paths.runs = str(self.folder.runs)
         if self.jobs > 1:
             config.threads = 1
+        elif config.threads is None:
+            config.threads = threads_alone()
         path = self.folder.of(run)
         (path / FAILED).unlink(missing_ok=True)
         arguments = (OmegaConf.to_yaml(config), str(path), run.overrides)
@@ -139,6 +141,19 @@ class Pool:
             process.join()
             del self._working[process]
             self.ended(run, *self._how(run, process.exitcode))
+
+
+def threads_alone() -> int | None:
+    """The threads that a run has alone where its config names none: written down, so that it keeps them.
+
+    None where the environment says something that only OpenMP understands.
+    """
+    from nvsubq.training.system import usable_cores
+
+    said = os.environ.get(THREADS)
+    if not said:
+        return usable_cores()
+    return int(said) if said.isdigit() and int(said) > 0 else None
 
 
 def interruption(code: int | None) -> str | None:

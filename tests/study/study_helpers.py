@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from nvsubq.study import worker
 
@@ -48,3 +51,8 @@ def cannot(config: str, folder: str, overrides: list[str]) -> None:
 
     worker.train_run = train
     worker.main(config, folder, overrides)
+
+
+def tells_its_threads(config: str, folder: str, overrides: list[str]) -> None:
+    """In place of `worker.main`: a run that fails for the threads in its config."""
+    worker.write_failure(Path(folder), f"{OmegaConf.create(config).threads} threads")

@@ -50,6 +50,17 @@ def test_what_ends_a_run_from_outside_is_no_failure(engine, monkeypatch, main, r
     assert engine.next_run(set()).name == planned[0].name
 
 
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("0", None), ("4,2", None)])
+def test_threads_are_written_down(engine, monkeypatch, said, threads):
+    """A run alone that names none: what it goes on with, with other `--jobs` too."""
+    monkeypatch.setenv(pool.THREADS, said)
+    work(engine, monkeypatch, study_helpers.tells_its_threads)
+    for run in engine.known():
+        assert engine.folder.failure(run) == f"{threads} threads"
+    monkeypatch.delenv(pool.THREADS)
+    assert pool.threads_alone() >= 1
+
+
 def test_a_failed_run_is_not_tried_again_and_keeps_what_it_has(engine, monkeypatch):
     runs, told = work(engine, monkeypatch, study_helpers.cannot)
     assert [(seed, how) for seed, how, _ in told] == [(0, "failed"), (1, "failed")]
