@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvsubq.data import DataError, SpatialRecall
+from nvsubq.data import DataError, MNIST5k, SpatialRecall
 from nvsubq.data.recall_draw import COLOURS, RECALLS
 from nvsubq.data.recall_layout import SIZES, Layout
 
@@ -170,11 +170,17 @@ def test_to_know_the_colour_alone(spatial_dims):
 
 
 def test_a_limit_leaves_no_class_out():
-    labels = {digit.tobytes() for digit in make(test_items=1000).dataset("test").digits}
-    few = make(test_items=8).dataset("test").digits
-    assert len(few) == 8
-    assert all(digit.tobytes() in labels for digit in few)
-    assert len({round(float(digit.sum()), 3) for digit in few}) == 8
+    """Digits are stored by class, and the first of a split would all be zeros."""
+    pixels, labels = MNIST5k().load()
+    data = make(
+        canvas=[64, 64], item=28, test_items=50, val_items=50
+    )  # at their own size, so that they are found again
+    by_pixels = {picture.tobytes(): int(label) for picture, label in zip(pixels, labels, strict=True)}
+    for split in ("val", "test"):
+        digits = np.rint(255 * data.dataset(split).digits).astype(pixels.dtype)
+        found = [by_pixels[digit.tobytes()] for digit in digits]
+        assert len(found) == 50
+        assert set(found) == set(range(10)), split
 
 
 @pytest.mark.parametrize(
