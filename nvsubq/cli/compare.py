@@ -24,7 +24,8 @@ def add_parser(subparsers: Any) -> None:
         "compare",
         help="put runs side by side in one table",
         description="Puts finished runs side by side: what differs between them, and their test metrics, as "
-        "mean and standard deviation over the runs that differ in the seed alone.",
+        "mean and standard deviation over the runs that differ in the seed alone; of two with the same seed "
+        "the newer counts.",
     )
     parser.add_argument(
         "runs",
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         _show(found)
     else:
         sys.stdout.write(markdown(found) if args.format == "markdown" else as_csv(found))
+    for path in found.copies:
+        sys.stderr.write(f"left out, of the same setting and seed as a newer run: {path}\n")
     for path in unfinished:
         sys.stderr.write(f"left out, not finished: {path}\n")
     return 0

@@ -219,6 +219,7 @@ def _refresh(
 ) -> None:
     """Writes the final files of a run again; of a run that was interrupted, for the first time."""
     from nvsubq.training.report import write_report
+    from nvsubq.training.report_walks import reach
     from nvsubq.training.run_folder import RunFolder
 
     class Existing(RunFolder):
@@ -235,7 +236,7 @@ def _refresh(
         "baselines": baselines,
     }
     try:
-        folder.write_predictions(loaded.task.predictions())
+        folder.write_predictions(loaded.task.predictions() | reach(loaded.task.model, loaded.datamodule))
         folder.write_metrics(figures)
         write_report(record.path)
     except OSError as error:

@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="list runs, widths and parameters, run none")
     parser.add_argument("--page-only", action="store_true", help="write tables and page of what is there")
-    parser.add_argument("--retry", action="store_true", help="run failed runs again")
+    parser.add_argument("--retry", action="store_true", help="run failed runs again, from their checkpoints")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,22 +101,25 @@ def _work(engine: Engine, args: argparse.Namespace, began: float) -> int:
                 forget(engine.folder, one)
     deadline = None if args.minutes is None else began + 60 * args.minutes
 
-    def ended(one: Run, how: str) -> None:
-        reason = f": {engine.folder.failure(one)}" if how == "failed" else ""
+    def ended(one: Run, how: str, why: str) -> None:
         minutes = (time.monotonic() - began) / 60
+        reason = f": {why}" if why else ""
         print(f"{minutes:6.1f} min  {how:7}  {one.name}{reason}  ({engine.left()} left)", flush=True)
 
     interrupted = False
+    pool = Pool(engine.folder, args.jobs, ended, deadline)
     print(f"{engine.folder.path}: {engine.left()} runs left, {args.jobs} side by side", flush=True)
     try:
-        Pool(engine.folder, args.jobs, ended, deadline).work(engine.next_run)
+        pool.work(engine.next_run)
     except KeyboardInterrupt:
         interrupted = True
     code = _report(engine)
     left = engine.left()
     if left:
         print(f"{left} runs are left; the same command goes on:\n  nvsubq {_again()}")
-    return 130 if interrupted else code
+    for name in pool.left:
+        sys.stderr.write(f"interrupted twice, left for the next command: {name}\n")
+    return 130 if interrupted else 1 if pool.left else code
 
 
 def _again() -> str:

@@ -68,42 +68,49 @@ class SweepTable(Callback):
         Raises:
             SweepRefused: with the problems of the first bad job; the message names the job.
         """
+        from nvsubq.cli.sweep_resume import begin
         from nvsubq.training.build import check_config
         from nvsubq.training.processes import check_single
 
         global current, runs
+        checked = []
         for overrides in jobs([*params_of(config.hydra.sweeper), *config.hydra.overrides.task]):
             try:
                 job = compose(kwargs.get("config_name"), overrides=overrides)
                 check_config(job)
                 if "slurm" not in config.hydra.launcher._target_.lower():
                     check_single(job.trainer)
+                checked.append(job)
             except ConfigError as error:
                 text = f"{error}\n  in the job {' '.join(overrides)}"
                 raise SweepRefused(ConfigError(text, error.key)) from None
             except HydraException as error:
                 raise SweepRefused(error, overrides) from None
         leave_out_constants(config)
-        self.folder = Path(config.hydra.sweep.dir)
         self.runs = runs = Path(str(config.paths.runs))
+        wanted = Path(config.hydra.sweep.dir)
+        self.folder, self.mark = begin(config, checked)
+        if self.folder != wanted:
+            _show(f"going on with the sweep {self.folder} (resume=false begins a new one)")
         current = self
 
-    def finish(self) -> None:
-        """Shows the table, and removes the folder of a sweep that left nothing."""
-        from rich.console import Console
+    def finish(self, *, complete: bool) -> None:
+        """Shows the table, and removes the folder of a sweep that left nothing.
 
+        Args:
+            complete: all jobs have ended well; else the same command goes on with the sweep.
+        """
         from nvsubq.training.run_folder import remove_empty
-        from nvsubq.training.table import show
+        from nvsubq.training.unfinished import MARK
 
         files = sorted(self.folder.rglob("metrics.json"), key=lambda file: file.stat().st_mtime_ns)
         if files:
-            console = Console()
-            show(
-                console,
-                summary([(_overrides(f), json.loads(f.read_text())) for f in files], str(self.folder)),
-            )
-            return
-        if self.folder.is_dir() and [p.name for p in self.folder.iterdir()] in ([], ["multirun.yaml"]):
+            _show(summary([(_overrides(f), json.loads(f.read_text())) for f in files], str(self.folder)))
+        left = {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
+        nothing = left <= {"multirun.yaml", MARK}
+        if self.mark is not None and (complete or nothing):
+            self.mark.remove()
+        if nothing:
             (self.folder / "multirun.yaml").unlink(missing_ok=True)
             remove_empty(self.folder, self.runs)
 
@@ -116,6 +123,14 @@ def params_of(sweeper: DictConfig) -> list[str]:
     if "basic_sweeper" not in sweeper._target_:
         return []
     return [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+
+
+def _show(what: Any) -> None:
+    from rich.console import Console
+
+    from nvsubq.training.table import show
+
+    show(Console(), what)
 
 
 def jobs(overrides: list[str]) -> list[list[str]]:

@@ -32,9 +32,11 @@ def run(arguments: Sequence[str]) -> int:
         version_base="1.3", config_path=str(config_dir()), config_name=PRIMARY.removesuffix(".yaml")
     )
     sweep.current = sweep.runs = None
+    complete = False
     try:
         with hydra_section.guarded(), _arguments_of_hydra(_flags_first(arguments)):
             compose(job)()
+        complete = not job.failed
     except HydraException as error:
         return _composition_failed(error, arguments)
     except sweep.SweepRefused as refused:
@@ -45,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         return errors.report(error)
     finally:
         if sweep.current is not None:
-            sweep.current.finish()
+            sweep.current.finish(complete=complete)
     if job.failed and sweep.current is not None:
         sys.stderr.write(f"error: {len(job.failed)} of {job.calls} jobs failed: {', '.join(job.failed)}\n")
     return 1 if job.failed else 0
@@ -106,19 +108,32 @@ class _Job:
 
     def _train(self, config: Any, settings: Any) -> float | None:
         folder = Path(settings.runtime.output_dir)
+        sweeping = settings.mode is not None and settings.mode.name == "MULTIRUN"
         try:
             _say("loading ...")
             from nvsubq.training.runner import quiet_lightning, train
 
             quiet_lightning()
             _say("")
-            figures = train(config, _shown(folder), command=list(settings.overrides.task))
+            figures = _taken_over(config, settings, _shown(folder)) if sweeping else None
+            if figures is None:
+                figures = train(config, _shown(folder), command=list(settings.overrides.task))
         finally:
             from nvsubq.training.run_folder import remove_empty
 
             # Hydra has made it; a run that goes on with another, or is not the first process, left it empty.
             remove_empty(folder, Path(config.paths.runs))
         return figures["metrics"].get("val/accuracy", figures["metrics"].get("val/dice"))
+
+
+def _taken_over(config: Any, settings: Any, folder: Path) -> dict[str, Any] | None:
+    """What a job of a sweep that is gone on with has already reached."""
+    from nvsubq.cli.sweep_resume import finished_job
+
+    figures = finished_job(Path(settings.sweep.dir), folder, config)
+    if figures is not None:
+        sys.stdout.write(f"done before: {figures['folder']}\n")
+    return figures
 
 
 def _say(text: str) -> None:

@@ -34,6 +34,9 @@ class TrainLoader(LateLoader):
     sampler: EpochSampler
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if not isinstance(self.sampler, EpochSampler):  # `trainer.overfit_batches` puts another in its place
+            yield from super().__iter__()
+            return
         self._taken = self.sampler.position // self.batch_size  # type: ignore[operator]
         for batch in super().__iter__():
             self._taken += 1
@@ -41,11 +44,15 @@ class TrainLoader(LateLoader):
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and items taken from it; Lightning saves them with a checkpoint."""
+        if not isinstance(self.sampler, EpochSampler):
+            return {}
         items = getattr(self, "_taken", 0) * self.batch_size  # type: ignore[operator]
         return self.sampler.state_dict(min(items, self.sampler.num_samples))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next pass goes on from there."""
+        if not state:
+            return
         self.sampler.load_state_dict(state)
 
 

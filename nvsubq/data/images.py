@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,6 +17,9 @@ from torch.utils.data import Dataset
 from nvsubq.data.augment import RandomAffine
 from nvsubq.data.errors import DataError
 from nvsubq.data.sampling import Key, split_key
+
+MAX_PIXELS = 64_000_000
+"""Pixels of an image file; a file of some kilobytes can claim, and then take, gigabytes."""
 
 
 class Images(Dataset):
@@ -91,11 +95,13 @@ def decode_image(path: Path, size: tuple[int, int] | None, channels: int) -> Ten
         channels: 1 (grey) or 3 (RGB).
 
     Raises:
-        DataError: the file is missing or is not an image that Pillow reads.
+        DataError: the file is missing, is not an image that Pillow reads, or has more than `MAX_PIXELS`.
     """
     from PIL import Image, ImageOps
 
     with _opened(path) as opened:
+        opened.load()
+        _check_size(opened, path)  # again: an icon may hold another size than its header names
         image = _eight_bit(ImageOps.exif_transpose(opened), path)
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -134,7 +140,11 @@ def _opened(path: Path) -> Iterator[Any]:
     if path.exists() and not path.is_file():  # opening a pipe waits for ever
         raise DataError(f"{path} is not a file.")
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
+            image = Image.open(path, formats=_formats())
+        with image:
+            _check_size(image, path)
             yield image
     except DataError:
         raise
@@ -142,8 +152,17 @@ def _opened(path: Path) -> Iterator[Any]:
         raise DataError(f"{path}: no such file.") from None
     except UnidentifiedImageError:
         raise DataError(f"{path} cannot be read as an image: not a format that Pillow reads.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}.") from error
+    except Exception as error:  # each of Pillow's decoders has its own
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} cannot be read as an image: {reason}.") from error
+
+
+def _check_size(image: Any, path: Path) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(
+            f"{path} has {image.width} x {image.height} pixels; "
+            f"an image may have up to {MAX_PIXELS:,}. Scale it down first."
+        )
 
 
 def _eight_bit(image: Any, path: Path) -> Any:
@@ -152,7 +171,7 @@ def _eight_bit(image: Any, path: Path) -> Any:
 
     if image.mode != "I" and image.mode != "F" and not image.mode.startswith("I;16"):
         return image
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     if image.mode == "F":
         scale, limit = 255.0, 1.0
     else:
@@ -162,4 +181,7 @@ def _eight_bit(image: Any, path: Path) -> Any:
         raise DataError(
             f"{path} holds grey values from {low:g} to {high:g}; mode {image.mode} allows 0 to {limit:g}."
         )
-    return Image.fromarray(np.round(values * scale).astype(np.uint8))
+    grey = np.empty(values.shape, np.uint8)
+    for row, source in zip(grey, values, strict=True):  # double precision, of a row at a time
+        row[:] = np.round(source.astype(np.float64) * scale)
+    return Image.fromarray(grey)

@@ -195,9 +195,12 @@ class NiftiFolder(DataModule):
         }
 
     def describe(self) -> dict[str, Any]:
-        """As for every data set, and `voxel_size`: that of each test volume, in mm along its turned axes."""
+        """As for every data set, and `files`, volumes of each split (a size counts crops in training), and
+        `voxel_size`: that of each test volume, in mm along its turned axes.
+        """
         sizes = [turned_voxel_sizes(image) for image, _ in self.files["test"]]
-        return super().describe() | {"voxel_size": sizes}
+        files = {split: len(pairs) for split, pairs in self.files.items()}
+        return super().describe() | {"files": files, "voxel_size": sizes}
 
     def read_input(self, path: str | Path) -> Sample:
         """A volume of any orientation and grid, normalised as in training (not resampled)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +19,10 @@ SIZES: dict[str, tuple[int, dict[int, tuple[int, ...]]]] = {
 DIRECTIONS = ("vertical", "horizontal")
 CANDIDATES = 64
 """Places drawn for the items of one canvas before all of them are drawn anew."""
+PROBES = 4_000
+"""Rounds of such draws, none of which comes to an end where a canvas is so tight that nobody will wait."""
+ROUNDS = 20_000
+"""Rounds for one canvas, after which its places are those of a tight one."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +116,47 @@ class Layout:
         return tuple(corner)
 
     def places(self, count: int, random: np.random.Generator) -> list[tuple[int, ...]]:
-        """Corners of `count` items that overlap neither each other nor the readout."""
+        """Corners of `count` items that overlap neither each other nor the readout.
+
+        Drawn one by one, whatever comes of it; on a canvas that is too tight for that, all at once: the gaps
+        between the items of a signal, or which cells of a grid of items are taken.
+        """
+        if _loose(self, count):
+            for _ in range(ROUNDS):
+                if (found := self._drawn(count, random)) is not None:
+                    return found
+        return self._tight(count, random)
+
+    def _drawn(self, count: int, random: np.random.Generator) -> list[tuple[int, ...]] | None:
         high, item = np.array(self.last) + 1, self.item
-        while True:
-            taken = [self.last]
-            # Plain integers: arrays of two or three numbers cost several times as much to compare.
-            for drawn in random.integers(0, high, (CANDIDATES, len(high))).tolist():
-                if not any(_overlap(drawn, other, item) for other in taken):
-                    taken.append(tuple(drawn))
-                    if len(taken) > count:
-                        return taken[1:]
+        taken = [self.last]
+        # Plain integers: arrays of two or three numbers cost several times as much to compare.
+        for drawn in random.integers(0, high, (CANDIDATES, len(high))).tolist():
+            if not any(_overlap(drawn, other, item) for other in taken):
+                taken.append(tuple(drawn))
+                if len(taken) > count:
+                    return taken[1:]
+        return None
+
+    def _tight(self, count: int, random: np.random.Generator) -> list[tuple[int, ...]]:
+        item = self.item
+        if len(item) == 1:
+            # `count` of the cells that are left when each item is shrunk to one: every layout alike.
+            free = self.last[0] - count * (item[0] - 1)
+            shrunk = np.sort(random.choice(free, count, replace=False))
+            places = [(corner,) for corner in (shrunk + np.arange(count) * (item[0] - 1)).tolist()]
+            return [places[i] for i in random.permutation(count)]
+        # The grid begins at the readout, so that this is a cell of it: the first one.
+        grid = [range(n, -1, -m) for n, m in zip(self.last, item, strict=True)]
+        cells = list(itertools.product(*grid))[1:]
+        return [cells[i] for i in random.permutation(len(cells))[:count]]
+
+
+@lru_cache(maxsize=64)
+def _loose(layout: Layout, count: int) -> bool:
+    """Whether draws one by one come to an end: a function of its arguments, as the places must be."""
+    random = np.random.default_rng(0)
+    return any(layout._drawn(count, random) is not None for _ in range(PROBES))
 
 
 def _overlap(one: Sequence[int], other: Sequence[int], item: Sequence[int]) -> bool:

@@ -15,15 +15,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nvsubq.lazy_config import ConfigError
 from nvsubq.study.plan import Cell, Study, compose_run, hydra_here
 from nvsubq.study.width import Width, find_width
+from nvsubq.training.content import NO_CONTENT
 
 DONE, FAILED, LOG = "done.json", "failed.json", "log.txt"
 """Files beside a run's own: the mark of its end, written last; why it failed; what it printed."""
-
-NO_CONTENT = (
-    "resume", "paths", "threads", "baselines", "report", "callbacks", "logger", "metrics_csv",
-    "data.num_workers",
-)  # fmt: skip
-"""Keys of a config that say nothing of what is learned."""
 
 
 @dataclass(frozen=True)

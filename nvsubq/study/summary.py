@@ -1,32 +1,20 @@
-"""What a study found: a line for each run, a line for each cell, and how far a cell is from the baseline."""
+"""What a study found: a line for each run, a line for each cell, and how far a cell is from trivial ones."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
-import math
 import statistics
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from omegaconf import OmegaConf
-
 from nvsubq.study.engine import Engine
 from nvsubq.study.plan import Cell
 from nvsubq.study.runs import Folder, Recipe, Run
+from nvsubq.study.trivial import BASELINE, BASELINES, baseline_errors, beside, verdict
 from nvsubq.training.durable import write_whole
 from nvsubq.training.report_data import Record, RunError, read_record
-
-BASELINE = "per-pixel mean"
-"""The best answer of a predictor that never looks at the input."""
-BASELINES = {"mean_in_its_colour": "mean in its colour", "per_pixel_mean": BASELINE, "constant": "constant"}
-"""Columns of cells.csv for the errors of trivial predictors, by their names in the data, if it has them."""
-SURE = 2.0
-"""Standard errors below the baseline from which on a cell is said to beat it."""
 
 
 @dataclass
@@ -58,8 +46,9 @@ class RunRow:
 class CellRow:
     """A cell as a line of cells.csv: means over its seeds, `_sd` their sample standard deviation.
 
-    `gain` is the baseline's error less the cell's; `standard_error` that of the gain, over seeds and test
-    items; `sigmas` their ratio.
+    `gain` is the per-pixel mean's error less the cell's; `standard_error` that of the gain, over seeds and
+    test items; `sigmas` their ratio. `trivial` is the trivial predictor with the smallest error, which a cell
+    has to beat, `trivial_gain` and so on are the same of it.
     """
 
     spatial_dims: int
@@ -82,16 +71,18 @@ class CellRow:
     gain: float | None = None
     standard_error: float | None = None
     sigmas: float | None = None
+    trivial: str = ""
+    trivial_gain: float | None = None
+    trivial_standard_error: float | None = None
+    trivial_sigmas: float | None = None
     ms_per_step: float | None = None
     memory_bytes: float | None = None
     device_bytes: float | None = None
 
     @property
     def verdict(self) -> str:
-        """beats, equal, worse or nothing, against the per-pixel mean."""
-        if self.sigmas is None:
-            return ""
-        return "beats" if self.sigmas > SURE else "worse" if self.sigmas < -SURE else "equal"
+        """beats, equal, worse, one seed or nothing, against the best trivial predictor."""
+        return verdict(self.trivial_sigmas, self.runs)
 
 
 @dataclass
@@ -108,8 +99,8 @@ def summarise(engine: Engine) -> Summary:
     """Reads the folder of a study."""
     folder, planned = engine.folder, engine.planned
     known = list(engine.known())
-    records = {run.name: read_record(folder.of(run)) for run in known if folder.done(run)}
-    rows = [_run_row(run, folder, records.get(run.name)) for run in known]
+    records, broken = _records(known, folder)
+    rows = [_run_row(run, folder, records.get(run.name), broken.get(run.name)) for run in known]
     choices = engine.choices()
     cells, by_cell = [], {}
     for cell, seeds in planned.study.cells().items():
@@ -118,14 +109,27 @@ def summarise(engine: Engine) -> Summary:
         done = [(run, records[run.name]) for run in runs if run.name in records]
         by_cell[cell] = done
         row = _cell_row(planned.recipes[cell], choice.rate, len(seeds), done, folder)
-        reasons = [folder.failure(run) for run in runs]
+        reasons = [broken.get(run.name) or folder.failure(run) for run in runs]
         row.failed = sum(reason is not None for reason in reasons)
         row.reason = next((r for r in reasons if r is not None), choice.reason)
         cells.append(row)
     return Summary(engine, rows, cells, by_cell)
 
 
-def _run_row(run: Run, folder: Folder, record: Record | None) -> RunRow:
+def _records(known: list[Run], folder: Folder) -> tuple[dict[str, Record], dict[str, str]]:
+    """By name: what the runs that are done hold, and what is wrong with those that cannot be read."""
+    records, broken = {}, {}
+    for run in known:
+        if not folder.done(run):
+            continue
+        try:
+            records[run.name] = read_record(folder.of(run))
+        except RunError as error:
+            broken[run.name] = f"{error} Delete the run's folder to run it again."
+    return records, broken
+
+
+def _run_row(run: Run, folder: Folder, record: Record | None, broken: str | None) -> RunRow:
     cell, width = run.cell, run.recipe.width
     row = RunRow(
         cell.core,
@@ -134,8 +138,8 @@ def _run_row(run: Run, folder: Folder, record: Record | None) -> RunRow:
         cell.patch_size,
         run.seed,
         run.rate,
-        folder.state(run),
-        folder.failure(run) or "",
+        "failed" if broken else folder.state(run),
+        broken or folder.failure(run) or "",
         width.width,
         width.parameters,
     )
@@ -193,65 +197,21 @@ def _cell_row(
     row.ms_per_step = _mean([step_ms(record) for _, record in done])
     row.memory_bytes = _mean([record.figures["peak_memory_bytes"] for _, record in done])
     row.device_bytes = _mean([record.figures["peak_device_bytes"] for _, record in done])
-    errors = baseline_errors(recipe, folder)
     squares = [(r.predictions["indices"], r.predictions["squares"]) for _, r in done]
-    row.gain, row.standard_error = gain(errors[BASELINE], squares)
+    by_name = beside(baseline_errors(recipe, folder), squares)
     for column, name in BASELINES.items():
-        if name in errors:
-            setattr(row, column, float(errors[name][squares[0][0]].mean()))
-    row.sigmas = row.gain / row.standard_error if row.standard_error > 0 else None
+        if name in by_name:
+            setattr(row, column, by_name[name].error)
+    mean, best = by_name[BASELINE], next(iter(by_name.values()))
+    row.gain, row.standard_error, row.sigmas = mean.gain, mean.standard_error, mean.sigmas
+    row.trivial, row.trivial_gain = best.name, best.gain
+    row.trivial_standard_error, row.trivial_sigmas = best.standard_error, best.sigmas
     return row
 
 
 def _mean(values: list[Any]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
-
-
-def gain(baseline: np.ndarray, runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """How much smaller the error is than the baseline's on the same test items, and its standard error.
-
-    Squares of two errors are added: that over seeds (none for a single run) and that over test items.
-
-    Args:
-        baseline: squared error of each test item.
-        runs: for each seed, numbers of test items and their squared errors.
-
-    Example:
-        >>> items = np.arange(2)
-        >>> runs = [(items, np.array([0.0, 0.0])), (items, np.array([0.2, 0.2]))]
-        >>> [round(value, 3) for value in gain(np.array([1.0, 1.0]), runs)]
-        [0.9, 0.1]
-    """
-    better = np.stack([baseline[indices] - squares for indices, squares in runs])
-    items = better.mean(0)
-    variance = float(items.var(ddof=1)) / len(items) if len(items) > 1 else 0.0
-    if len(better) > 1:
-        variance += float(better.mean(1).var(ddof=1)) / len(better)
-    return float(better.mean()), math.sqrt(variance)
-
-
-def baseline_errors(recipe: Recipe, folder: Folder) -> dict[str, np.ndarray]:
-    """Squared errors of the trivial predictors on each test item; kept in the folder `baselines`."""
-    from nvsubq.training.build import build_datamodule
-
-    config: Any = OmegaConf.to_container(recipe.config, resolve=True)
-    asked = json.dumps(config["data"], sort_keys=True)
-    file = folder.path / "baselines" / f"{hashlib.sha256(asked.encode()).hexdigest()[:10]}.npz"
-    if file.is_file():
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError) as error:
-            raise RunError(f"{file} is broken: {error}. Delete it.") from error
-    datamodule = build_datamodule(recipe.config)
-    datamodule.setup()
-    errors: dict[str, np.ndarray] = datamodule.baseline_errors()
-    memory = io.BytesIO()
-    np.savez_compressed(memory, **errors)  # type: ignore[arg-type]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, memory.getbuffer())
-    return errors
 
 
 def write_csv(summary: Summary, folder: Folder) -> list[Path]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvsubq.study.runs import Folder
-from nvsubq.study.summary import BASELINES, CellRow, Summary
+from nvsubq.study.summary import CellRow, Summary
+from nvsubq.study.trivial import BASELINES, sure_from
 from nvsubq.training.durable import write_whole
 from nvsubq.training.scores import score_text, spread_text
 
@@ -21,21 +22,28 @@ COLUMNS = (
     "test MSE",
     "of the mean's",
     "below the mean by",
+    "below the best by",
     "ms a step",
     "memory",
 )
 EXPLAINED = (
     "Test MSE is the mean and sample standard deviation over seeds. The per-pixel mean never looks at the "
-    "input; a model that has learned nothing of the items ends there. “Of the mean's” is the MSE over that "
-    "of the per-pixel mean, “below the mean by” the difference in standard errors (over test items and, of "
-    "several seeds, over seeds): above 2 the cell beats it. A single seed has no error over seeds. “Mean in "
-    "its colour” is where a model ends that has learned the colour and nothing of the item."
+    "input; a model that has learned nothing of the items ends there. “Mean in its colour” is where a model "
+    "ends that has learned the colour and nothing of the item. “Of the mean's” is the MSE over that of the "
+    "per-pixel mean, “below the mean by” the difference in standard errors (over test items and, of several "
+    "seeds, over seeds). “Below the best by” is the same against the trivial predictor with the smallest "
+    "error, which is the one to beat: in bold where the cell beats it, by more than a quantile of Student's "
+    f"t that chance passes 2.3 % of the time ({sure_from(3):.1f} with three seeds, {sure_from(10):.1f} with "
+    "ten). "
+    "A single seed has no error over seeds, and so no verdict."
 )
+MARKED = COLUMNS.index("below the best by")
+"""The column that is marked where a cell beats the best trivial predictor."""
 
 
 @dataclass
 class Table:
-    """A table: its title, names of columns, rows of text, and for each row whether it beats the baseline."""
+    """A table: its title, names of columns, rows of text, and for each whether it beats what is trivial."""
 
     title: str
     columns: tuple[str, ...]
@@ -60,7 +68,8 @@ def tables(summary: Summary) -> list[Table]:
         for name, label in BASELINES.items():
             value = next((v for row in rows if (v := getattr(row, name)) is not None), None)
             if value is not None:
-                table.rows.append([label, *[""] * 4, score_text(value)])
+                best = any(row.trivial == label for row in rows)
+                table.rows.append([f"{label}, to beat" if best else label, *[""] * 4, score_text(value)])
                 table.rows[-1] += [""] * (len(COLUMNS) - len(table.rows[-1]))
                 table.beats.append(False)
         found[dims, task, patch] = table
@@ -81,7 +90,7 @@ def cell_line(row: CellRow) -> list[str]:
         runs += f", {row.failed} failed"
     if row.mse is None:
         why = f"failed: {row.reason}" if row.failed else (row.reason or "not run yet")
-        return [row.core, width, count, rate, runs, why.splitlines()[0], "", "", "", ""]
+        return [row.core, width, count, rate, runs, why.splitlines()[0], *[""] * 5]
     mse = score_text(row.mse) if row.mse_sd is None else spread_text(row.mse, row.mse_sd)
     memory = row.device_bytes or row.memory_bytes
     return [
@@ -92,10 +101,15 @@ def cell_line(row: CellRow) -> list[str]:
         runs,
         mse,
         f"{row.mse / row.per_pixel_mean:.3f}" if row.per_pixel_mean else NONE,
-        f"{row.sigmas:+.1f} SE" if row.sigmas is not None else NONE,
+        _sigmas(row.sigmas),
+        _sigmas(row.trivial_sigmas),
         f"{row.ms_per_step:.1f}" if row.ms_per_step else NONE,
         f"{memory / 2**20:,.0f} MiB" if memory else NONE,
     ]
+
+
+def _sigmas(value: float | None) -> str:
+    return NONE if value is None else f"{value:+.1f} SE"
 
 
 def rate_table(summary: Summary) -> Table | None:
@@ -116,16 +130,26 @@ def rate_table(summary: Summary) -> Table | None:
 
 
 def verdicts(summary: Summary) -> list[str]:
-    """A sentence each: how many cells beat the per-pixel mean, which equal it, which are worse."""
+    """A sentence each: how many cells beat the best trivial predictor, equal it, or are worse."""
     lines, of = [], len(summary.cells)
-    if beats := sorted(row.sigmas for row in summary.cells if row.verdict == "beats" and row.sigmas):
-        by = f"{beats[0]:.0f} to {beats[-1]:.0f}" if len(beats) > 1 else f"{beats[0]:.0f}"
-        lines.append(f"{len(beats)} of {of} cells beat the per-pixel mean, by {by} standard errors (SE).")
-    for verdict, text in {"equal": "are within two SE of it", "worse": "are worse than it"}.items():
-        rows = [row for row in summary.cells if row.verdict == verdict]
-        if rows:
-            names = (f"{row.core} {row.spatial_dims}-D {_short(row)} ({row.sigmas:+.0f} SE)" for row in rows)
-            lines.append(f"{len(rows)} of {of} {text}: {', '.join(names)}.")
+    by_verdict: dict[str, list[CellRow]] = {}
+    for row in summary.cells:
+        by_verdict.setdefault(row.verdict, []).append(row)
+    if beats := by_verdict.get("beats"):
+        sigmas = sorted(row.trivial_sigmas or 0.0 for row in beats)
+        by = f"{sigmas[0]:.0f} to {sigmas[-1]:.0f}" if len(sigmas) > 1 else f"{sigmas[0]:.0f}"
+        best = " or ".join(dict.fromkeys(f"the {row.trivial}" for row in beats))
+        lines.append(
+            f"{len(beats)} of {of} cells beat the best trivial predictor of their task ({best}), by {by} "
+            "standard errors (SE)."
+        )
+    for verdict, text in {
+        "equal": "cannot be told from it",
+        "worse": "are worse than it",
+        "one seed": "have one seed, so nothing can be said of others",
+    }.items():
+        if rows := by_verdict.get(verdict):
+            lines.append(f"{len(rows)} of {of} cells {text}: {', '.join(map(_far, rows))}.")
     failed = [row for row in summary.runs if row.state == "failed"]
     if failed:
         lines.append(f"{len(failed)} of {len(summary.runs)} runs failed.")
@@ -133,6 +157,13 @@ def verdicts(summary: Summary) -> list[str]:
     if missing:
         lines.append(f"The study is not finished: {missing} runs are left.")
     return lines
+
+
+def _far(row: CellRow) -> str:
+    """How far a cell is from the best trivial predictor."""
+    return (
+        f"{row.core} {row.spatial_dims}-D {_short(row)} ({row.trivial_sigmas:+.0f} SE of the {row.trivial})"
+    )
 
 
 def _short(row: CellRow) -> str:
@@ -154,7 +185,7 @@ def _markdown_table(table: Table) -> str:
 
     rule = f"|---|{'--:|' * (len(table.columns) - 1)}"
     rows = [
-        [f"**{cell}**" if beats and cell and number == 7 else cell for number, cell in enumerate(row)]
+        [f"**{cell}**" if beats and cell and number == MARKED else cell for number, cell in enumerate(row)]
         for row, beats in zip(table.rows, table.beats, strict=True)
     ]
     return "\n".join([line(table.columns), rule, *map(line, rows)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -19,6 +21,12 @@ from nvsubq.study.runs import DONE, FAILED, LOG
 
 STOPPED = 130
 """Exit code of a run that was asked to stop, and can go on."""
+TROUBLE = tuple(
+    getattr(errno, name)
+    for name in ("EIO", "ENOMEM", "ENFILE", "EMFILE", "EFBIG", "ENOSPC", "EROFS", "EDQUOT", "ESTALE")
+    if hasattr(errno, name)
+)
+"""Errors that are the machine's, not the run's: its exit code then, as a full disk takes no failed.json."""
 
 
 def main(config_text: str, folder: str, overrides: list[str]) -> None:
@@ -33,21 +41,50 @@ def main(config_text: str, folder: str, overrides: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    _print_into(path / LOG)
     code = 0
     try:
+        path.mkdir(parents=True, exist_ok=True)
+        _print_into(path / LOG)
         train_run(config_text, path, overrides)
     except KeyboardInterrupt:
         code = STOPPED
     except BaseException as error:
-        traceback.print_exc()
-        fail(path, error)
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+        code = _failed(path, error)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Whatever a library still waits for, the run is over.
     os._exit(code)
+
+
+def _failed(folder: Path, error: BaseException) -> int:
+    """Says in the log and, unless it is the machine's trouble, in failed.json what went wrong.
+
+    Returns:
+        The exit code.
+    """
+    found = trouble(error)
+    try:
+        traceback.print_exc()
+        if found is None:
+            fail(folder, error)
+    except OSError as full:  # the log lies on the same disk
+        return found or trouble(full) or 1
+    return found or 1
+
+
+def trouble(error: BaseException | None) -> int | None:
+    """The number of the machine's error that an exception is, or was raised from.
+
+    Example:
+        >>> trouble(OSError(errno.ENOSPC, "full")) == errno.ENOSPC, trouble(FileNotFoundError(2, "no file"))
+        (True, None)
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in TROUBLE:
+            return error.errno
+        error = error.__cause__
+    return None
 
 
 def train_run(config_text: str, folder: Path, overrides: list[str]) -> None:
@@ -61,6 +98,7 @@ def train_run(config_text: str, folder: Path, overrides: list[str]) -> None:
     config: Any = OmegaConf.create(config_text)
     quiet_lightning()
     if not complete(folder):
+        config = as_begun(folder, config)
         clear_unless_same(folder, config)
         figures = train(config, folder, command=overrides)
         if Path(figures["folder"]).resolve() != folder.resolve():
@@ -76,8 +114,24 @@ def complete(folder: Path) -> bool:
     return (folder / "metrics.json").is_file() and not (folder / MARK).is_file()
 
 
+def as_begun(folder: Path, config: Any) -> Any:
+    """The config with the threads that the run was begun with, which follow from the `--jobs` of that time.
+
+    Sums, and so the bits of a run, can depend on their number: a run keeps it to its end.
+    """
+    from omegaconf import OmegaConf
+
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return config
+    begun: Any = OmegaConf.load(file)  # empty where the process died before it was written
+    config = config.copy()
+    config.threads = begun.get("threads", config.threads)
+    return config
+
+
 def clear_unless_same(folder: Path, config: Any) -> None:
-    """Empties the folder of a run that was begun in another way, with other threads or in another place.
+    """Empties the folder of a run that was begun with another config or in another place, and says so.
 
     The log stays: it is being written.
     """
@@ -86,6 +140,8 @@ def clear_unless_same(folder: Path, config: Any) -> None:
     mark = folder / MARK
     if mark.is_file() and mark.read_text() == fingerprint(config):
         return
+    if mark.is_file():
+        sys.stdout.write(f"begins anew: {folder} was begun with another config or in another place\n")
     for item in folder.iterdir():
         if item.name == LOG:
             continue

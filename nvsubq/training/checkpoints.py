@@ -16,8 +16,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from nvsubq.training.best import find_best
 from nvsubq.training.durable import link_or_copy, remove_parts, sync_folder, write_part
-from nvsubq.training.load import BEST, LAST, PREVIOUS, CheckpointError, read_checkpoint
+from nvsubq.training.load import BEST, LAST, PREVIOUS
 
 CLOCK_EVERY = 10
 """With several processes they agree on the time once in so many batches."""
@@ -53,6 +54,7 @@ class Checkpoints(Checkpoint):
         monitor: the metric; an epoch without it (no validation) changes best.ckpt only if there is none.
         mode: "max" or "min".
         saved: called after every save, on the first process.
+        warn: shows a warning.
         every_s: seconds of training after which last.ckpt is written within an epoch; None: at its end alone.
         every_steps: the same in optimizer steps.
     """
@@ -64,16 +66,17 @@ class Checkpoints(Checkpoint):
         mode: str,
         saved: Callable[[], None] = lambda: None,
         *,
+        warn: Callable[[str], None] = lambda text: None,
         every_s: float | None = None,
         every_steps: int | None = None,
     ) -> None:
         self.folder, self.monitor, self.mode, self.saved = folder, monitor, mode, saved
-        self.every_s, self.every_steps = every_s, every_steps
+        self.warn, self.every_s, self.every_steps = warn, every_s, every_steps
         self.score: float | None = None
         self.epoch: int | None = None
         self.seconds = 0.0
         """What writing has cost."""
-        self._validated = False
+        self._validated = self._looked = False
         self._saved_at, self._saved_step = time.monotonic(), 0
 
     @property
@@ -108,28 +111,46 @@ class Checkpoints(Checkpoint):
                 trainer.strategy.checkpoint_io = DurableFiles()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """On resume, takes the best checkpoint so far; where it is gone, the best starts anew."""
+        """On resume, takes over the best checkpoint so far.
+
+        Raises:
+            CheckpointError: it is broken, and no other file holds the best epoch.
+        """
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero and self.folder.is_dir():
             remove_parts(self.folder)
+        self._looked = True
         if self.epoch is not None and trainer.ckpt_path is not None:
-            self._take_over(trainer, Path(str(trainer.ckpt_path)))
+            self._take_over(trainer, Path(str(trainer.ckpt_path)), self.epoch)
 
-    def _take_over(self, trainer: L.Trainer, earlier: Path) -> None:
-        best = earlier.parent / BEST
-        if best.parent.resolve() == self.folder.resolve():
-            # best.ckpt is written before last.ckpt: it may be of an epoch that died and is run again.
-            try:
-                own = read_checkpoint(best)["callbacks"][self.state_key]
-                self.score, self.epoch = own["score"], own["epoch"]
-            except (CheckpointError, KeyError):
-                self.score = self.epoch = None
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After a training that was over when it was killed: no epoch has looked at the best, or made one.
+
+        Raises:
+            CheckpointError: as `on_train_start`.
+        """
+        earlier = Path(str(trainer.ckpt_path or "")).resolve()
+        if earlier.parent != self.folder.resolve():
             return
-        if not best.is_file() and self.epoch + 1 == trainer.current_epoch:  # type: ignore[operator]
-            best = earlier  # it stands alone, and is of the best epoch itself
-        if not best.is_file():
-            self.score = self.epoch = None
-        elif trainer.is_global_zero:
+        if not self._looked and self.epoch is not None:
+            self._take_over(trainer, earlier, self.epoch)
+        if self.epoch is None:
+            self.warn(f"{LAST} stands in for {BEST}: no epoch is left to train.")
+            self.epoch = trainer.current_epoch - 1
+            if trainer.is_global_zero:
+                link_or_copy(self.last, self.best)
+
+    def _take_over(self, trainer: L.Trainer, earlier: Path, epoch: int) -> None:
+        best, state, warning = find_best(earlier, epoch, self.state_key)
+        if warning:
+            self.warn(warning)
+        # best.ckpt is written before last.ckpt: it may be of an epoch that died and is run again.
+        self.score, self.epoch = state.get("score"), state.get("epoch")
+        if not trainer.is_global_zero:
+            return
+        if best is None:
+            self.best.unlink(missing_ok=True)
+        elif best.resolve() != self.best.resolve():
             self.folder.mkdir(parents=True, exist_ok=True)
             link_or_copy(best, self.best)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,32 +11,29 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nvsubq.training.content import NO_CONTENT, is_below
 from nvsubq.training.report_data import RUN_FILES, Record, RunError, check_run, read_record
 from nvsubq.training.scores import score_text, spread_text
 from nvsubq.training.table import duration
 
-# What says where a run lies, which seed it had, or how it was shown: no part of a setting.
 NO_SETTING = (
-    "defaults",
-    "paths",
-    "seed",
-    "ckpt_path",
-    "report",
-    "baselines",
-    "logger",
-    "threads",
-    "metrics_csv",
-)
+    *NO_CONTENT, "defaults", "name", "seed", "checkpoint.every_s", "checkpoint.every_steps",
+    "trainer.enable_progress_bar",
+)  # fmt: skip
+"""Keys that make no line of their own."""
 
 
 @dataclass
 class Comparison:
-    """A table: names of its columns, its lines, and those of the baselines, as they are shown."""
+    """A table: names of its columns, its lines, and those of the baselines, as they are shown.
+
+    `copies` are runs that were left out: a newer one is of the same setting and seed.
+    """
 
     columns: list[str]
     rows: list[list[str]] = field(default_factory=list)
     baselines: list[list[str]] = field(default_factory=list)
-    skipped: list[Path] = field(default_factory=list)
+    copies: list[Path] = field(default_factory=list)
 
 
 def find_runs(paths: Sequence[str | Path]) -> tuple[list[Record], list[Path]]:
@@ -79,11 +77,12 @@ def compare(records: Sequence[Record], *, each: bool = False) -> Comparison:
 
     Args:
         records: finished runs.
-        each: a line for each run; without it runs that differ in nothing but the seed are one line.
+        each: a line for each run; without it runs that differ in nothing but the seed are one line, and of
+            those of one seed the newest counts.
 
     Returns:
         Columns are what differs between the runs, the number of runs, parameters, test metrics (mean and,
-        over several runs, sample standard deviation) and the time of training.
+        over several seeds, sample standard deviation) and the time of training.
     """
     settings = [_setting(record) for record in records]
     keys = _differing(settings)
@@ -98,7 +97,9 @@ def compare(records: Sequence[Record], *, each: bool = False) -> Comparison:
     metrics = _test_metrics(records)
     shown = [metric.removeprefix("test/") for metric in metrics]
     table = Comparison([*keys, "runs", "parameters", *shown, "training"])
-    for choice, group in groups.items():
+    for choice, runs in groups.items():
+        group = _newest(runs)
+        table.copies += [one.path for one in runs if not any(one is kept for kept in group)]
         values = (spread([_metric(one, metric) for one in group]) for metric in metrics)
         times = [one.figures["train_s"] for one in group if one.figures.get("train_s") is not None]
         sizes = sorted({one.figures["parameters"] for one in group})
@@ -127,8 +128,20 @@ def _setting(record: Record) -> dict[str, str]:
     return names | {
         key: str(value)
         for key, value in _flat(OmegaConf.to_container(config, resolve=False))
-        if key.split(".")[0] not in (*NO_SETTING, "name") and not key.endswith("_target_")
+        if not is_below(key, NO_SETTING) and not key.endswith("_target_")
     }
+
+
+def _newest(runs: Sequence[Record]) -> list[Record]:
+    """One run for each seed, the newest: a copy adds nothing to the spread over seeds."""
+    by_seed: dict[Any, Record] = {}
+    for run in sorted(runs, key=_age):
+        by_seed[run.figures.get("seed", run.path)] = run  # a run that does not tell is no copy
+    return [run for run in runs if any(run is one for one in by_seed.values())]
+
+
+def _age(run: Record) -> tuple[datetime.datetime, int]:
+    return run.date() or datetime.datetime.min, (run.path / "metrics.json").stat().st_mtime_ns
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -173,7 +186,7 @@ def spread(values: Sequence[float | None]) -> str:
 
     Example:
         >>> spread([0.5]), spread([0.5, 0.7, None]), spread([None])
-        ('0.5000', '0.6000 ± 0.1414', '')
+        ('0.5000', '0.60 ± 0.14', '')
     """
     known = [value for value in values if value is not None]
     if not known:

@@ -23,14 +23,15 @@ NAN_FILE = "nan_batch.pt"
 
 
 class NaNWatch(Callback):
-    """Stops at the first step whose loss or gradient is not finite, before the weights take it.
+    """Stops at the first batch whose loss or gradient is not finite, before the weights take it.
 
-    The step is run again, with the same random draws, to find the first module whose output (or, on the way
+    The batch is run again, with the same random draws, to find the first module whose output (or, on the way
     back, whose gradient) is not finite although all that went into it was. Batch, weights and random state
     are written to ``nan_batch.pt`` in the run folder, which loads with ``weights_only=True``.
 
     Args:
-        every_n_steps: look at each `every_n_steps`th batch; looking makes a GPU wait for the loss.
+        every_n_steps: look at each `every_n_steps`th step, at every batch of it where gradients of several
+            are added up; looking makes a GPU wait for the loss.
         gradients: look at gradients as well. With ``precision=16-mixed`` they are not looked at: there the
             scaler skips steps that overflow, which is no failure.
 
@@ -49,8 +50,8 @@ class NaNWatch(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps the batch and the random state of a step that will be looked at."""
-        looked = batch_idx % self.every_n_steps == 0
+        """Keeps a batch that will be looked at, and the random state before it."""
+        looked = batch_idx // trainer.accumulate_grad_batches % self.every_n_steps == 0
         self._batch, self._batch_idx = (batch if looked else None), batch_idx
         if looked:
             self._random = random_state()
@@ -61,10 +62,8 @@ class NaNWatch(Callback):
             value = float(loss.detach()) * trainer.accumulate_grad_batches
             self._stop(trainer, pl_module, f"`train/loss` is {value}", backward=False)
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Looks at the gradients; they are not clipped yet."""
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Looks at the gradients so far: at the step itself nothing tells which batch spoilt them."""
         if self._batch is None or not self.gradients or trainer.precision == "16-mixed":
             return
         norm = gradient_norm(pl_module)
@@ -78,19 +77,15 @@ class NaNWatch(Callback):
         self._batch = None
 
     def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str, *, backward: bool) -> None:
-        file = Path(trainer.default_root_dir) / NAN_FILE
-        if trainer.is_global_zero:
-            _save(
-                file,
-                {
-                    "batch": self._batch,
-                    "batch_idx": self._batch_idx,
-                    "epoch": trainer.current_epoch,
-                    "step": trainer.global_step,
-                    "random": self._random,
-                    "state_dict": pl_module.state_dict(),
-                },
-            )
+        content = {
+            "batch": self._batch,
+            "batch_idx": self._batch_idx,
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "random": self._random,
+            "state_dict": pl_module.state_dict(),
+        }
+        kept = _kept(Path(trainer.default_root_dir) / NAN_FILE, content, write=trainer.is_global_zero)
         found = origin(pl_module, self._batch, self._batch_idx, self._random, backward=backward)
         place = (
             f"step {trainer.global_step + 1}, epoch {trainer.current_epoch + 1}, batch {self._batch_idx + 1}"
@@ -98,7 +93,7 @@ class NaNWatch(Callback):
         raise FloatingPointError(
             f"{what} ({place}): training diverged.\n"
             f"  It came from {found}.\n"
-            f"  Batch and weights are in {file}.\n"
+            f"  {kept}\n"
             "  Lower `task.lr`, raise `task.warmup`, or set `trainer.gradient_clip_val`."
         )
 
@@ -129,7 +124,7 @@ def origin(
                     loss.backward()
         except (
             RuntimeError
-        ) as error:  # a model that changes outputs in place cannot be watched on the way back
+        ) as error:  # a model that changes outputs in place can't be watched on the way back
             return f"a layer that cannot be told: {str(error).splitlines()[0]}"
     if found:
         return found[0]
@@ -175,10 +170,19 @@ def _unlogged(task: L.LightningModule) -> Iterator[None]:
         del task.log
 
 
-def _save(file: Path, content: dict[str, Any]) -> None:
-    memory = io.BytesIO()
-    torch.save(content, memory)
-    write_whole(file, memory.getbuffer())
+def _kept(file: Path, content: dict[str, Any], *, write: bool) -> str:
+    """Writes the file, and says where it is; what goes wrong there must not hide why the run ends."""
+    try:
+        if write:
+            memory = io.BytesIO()
+            torch.save(content, memory)
+            write_whole(file, memory.getbuffer())
+    except Exception as error:
+        reason = (
+            (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        )
+        return f"Batch and weights could not be written to {file}: {reason}."
+    return f"Batch and weights are in {file}."
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

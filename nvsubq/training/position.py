@@ -22,10 +22,12 @@ class Position(Callback):
     Weights, optimizer, schedule and counters are Lightning's to save. This adds the rest: the place in the
     data (Lightning saves a loader's as well, and forgets it where the length of the training was asked for
     before), the random state of each process, sums of metrics that are logged as means of the epoch, the
-    figures that callbacks look at, and the seconds of training.
+    figures that callbacks look at, the seconds of training, and whether a callback had ended it.
     """
 
     def __init__(self) -> None:
+        self.same_run = False
+        """Whether the checkpoint is this very run's: another one may have been ended by other limits."""
         self._loaded: dict[str, Any] = {}
         self._sums: dict[str, Any] = {}
         self._random: dict[str, Any] | None = None
@@ -53,6 +55,7 @@ class Position(Callback):
             "sums": {} if _epoch_is_over(trainer) else _epoch_sums(trainer),
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "seconds": self.seconds,
+            "stop": bool(trainer.should_stop),
         }
 
     def on_load_checkpoint(
@@ -67,6 +70,9 @@ class Position(Callback):
         self._started = time.perf_counter()
         if not self._loaded:
             return
+        if self.same_run and self._loaded.get("stop", False):
+            # Lightning forgets it, and would train one epoch more than a run that nothing has killed.
+            trainer.should_stop = _epoch_is_over(trainer) or not trainer.fit_loop._can_stop_early
         if trainer.fit_loop.restarting and _epoch_is_over(trainer):
             _begin_next_epoch(trainer)
         figures = {name: torch.tensor(value) for name, value in self.metrics.items()}

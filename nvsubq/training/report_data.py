@@ -7,6 +7,7 @@ import datetime
 import json
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 RUN_FILES = ("config.yaml", "metrics.csv", "metrics.json")
+DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise of damaged bytes: of the table, a header, the data; RuntimeError of a flag."""
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d)_(\d\d)-(\d\d)-(\d\d)")
 
 
@@ -155,10 +158,18 @@ def _rows(path: Path) -> list[dict[str, float | None]]:
 
 def _predictions(path: Path) -> dict[str, np.ndarray]:
     file = path / "predictions.npz"
-    if not file.is_file():
-        return {}
+    return read_arrays(file) if file.is_file() else {}
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file.
+
+    Raises:
+        RunError: it is broken, or cannot be read.
+    """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        # Opened here: of a damaged file numpy would leave it open.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{file} is broken: {error}.") from error
+    except DAMAGED as error:
+        raise RunError(f"{file} is broken: {str(error).rstrip('.')}.") from error

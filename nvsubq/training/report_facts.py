@@ -37,7 +37,7 @@ def setup(record: Record) -> list[tuple[str, str]]:
         "model": _model(record),
         "data": data_name(record),
         "source": data.get("provenance"),
-        "split": ", ".join(f"{count:,} {split}" for split, count in sizes.items())
+        "split": ", ".join(f"{count:,} {split}" for split, count in (data.get("files") or sizes).items())
         + (f" (split seed {data['split_seed']})" if data.get("split_seed") is not None else ""),
         "input": " × ".join(map(str, shape))
         + f", {data.get('in_channels', '?')} channel{'' if data.get('in_channels') == 1 else 's'}"

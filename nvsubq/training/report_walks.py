@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from lightning import Trainer
 from torch import nn
 
 from nvsubq import viz
@@ -25,10 +24,10 @@ MOST_LINES = 8
 """Orders that `neighbour_distances` takes."""
 
 
-def reach(model: nn.Module, datamodule: Any, trainer: Trainer) -> dict[str, np.ndarray]:
+def reach(model: nn.Module, datamodule: Any, processes: int = 1) -> dict[str, np.ndarray]:
     """The effective receptive field of the trained model's middle; empty where it cannot be asked."""
     size = datamodule.spatial_size
-    if size is None or len(size) > 3 or trainer.world_size > 1 or not isinstance(model, (NDBackbone, NDUNet)):
+    if size is None or len(size) > 3 or processes > 1 or not isinstance(model, (NDBackbone, NDUNet)):
         return {}
     field = viz.receptive_field(model, (datamodule.in_channels, *size), samples=2)
     return {REACH: field.astype(np.float32)}

@@ -25,7 +25,8 @@
   class numbers (segmentation, else null)
 * ``parameters``, ``train_s``, ``test_s``, ``total_s``, ``peak_memory_bytes`` (of the process),
   ``peak_device_bytes`` (CUDA, or null), ``threads``, ``device``, ``precision``, ``processes``
-* ``data``: ``datamodule.describe()``; ``versions``: package -> version; ``command``: the overrides as typed
+* ``data``: ``datamodule.describe()``; ``versions``: package -> version; ``command``: the overrides as typed;
+  ``fingerprint``: of the config that was asked for, see `nvsubq.training.unfinished`
 
 **predictions.npz** holds plain arrays (``allow_pickle=False``). Classification, N test items, M shown ones:
 
@@ -88,7 +89,7 @@ class RunFolder:
     """
 
     def __init__(self, wanted: Path, root: Path, *, fingerprint: str = "", resume: bool = False) -> None:
-        self.root = Path(root)
+        self.root, self.fingerprint = Path(root), fingerprint
         mark = unfinished.find(Path(wanted), fingerprint) if resume else None
         self.resumed = mark is not None
         if mark is not None:

@@ -32,6 +32,7 @@ from nvsubq.training.load import (
     newest_checkpoint,
     read_checkpoint,
 )
+from nvsubq.training.loggers import Loggers
 from nvsubq.training.nan_watch import NAN_FILE
 from nvsubq.training.position import Position
 from nvsubq.training.progress import EpochProgress
@@ -86,30 +87,31 @@ def train(
     else:
         folder = processes.share_folder(None) or folder
     training = _Training(config, run, folder, console)
-    try:
-        training.prepare()
-        training.fit()
-    except BaseException as error:
-        # Without a checkpoint there is nothing to look at, evaluate or resume.
-        kept = run is not None and training.left_something()
-        if run is not None and not kept:
-            run.remove()
-        elif run is not None:
-            run.mark.release()
-            if isinstance(error, OSError) and (run.checkpoints / LAST).is_file():
-                last = run.checkpoints / LAST
-                note = f"The last checkpoint, {last}, is whole; the same command goes on from it."
-                error.__notes__ = [*getattr(error, "__notes__", ()), note]  # type: ignore[attr-defined]
-        if not isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        if kept:
-            show(console, "the same command goes on from the last checkpoint")
-            again = command_again(training.folder, resume=True)
-            # Neither broken, nor read as markup: it is to be pasted.
-            console.print(Text(f"to go on from the last epoch: {again}"), soft_wrap=True)
-        # Lightning turns Ctrl-C into an exit.
-        raise KeyboardInterrupt from None
-    return training.finish(started, list(command))
+    with training.loggers:
+        try:
+            training.prepare()
+            training.fit()
+        except BaseException as error:
+            # Without a checkpoint there is nothing to look at, evaluate or resume.
+            kept = run is not None and training.left_something()
+            if run is not None and not kept:
+                run.remove()
+            elif run is not None:
+                run.mark.release()
+                if isinstance(error, OSError) and (run.checkpoints / LAST).is_file():
+                    last = run.checkpoints / LAST
+                    note = f"The last checkpoint, {last}, is whole; the same command goes on from it."
+                    error.__notes__ = [*getattr(error, "__notes__", ()), note]  # type: ignore[attr-defined]
+            if not isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            if kept:
+                show(console, "the same command goes on from the last checkpoint")
+                again = command_again(training.folder, resume=True)
+                # Neither broken, nor read as markup: it is to be pasted.
+                console.print(Text(f"to go on from the last epoch: {again}"), soft_wrap=True)
+            # Lightning turns Ctrl-C into an exit.
+            raise KeyboardInterrupt from None
+        return training.finish(started, list(command))
 
 
 class _Training:
@@ -123,6 +125,7 @@ class _Training:
         self.trainer: L.Trainer
         self.checkpoints: Checkpoints
         self.position = Position()
+        self.loggers = Loggers(self._warn)
         self.stopping: EarlyStopping | None = None
         self.resume: Path | None = None
 
@@ -133,7 +136,9 @@ class _Training:
         system.keep_freed_memory()
         # Its messages are of no use here: the same seed is in the config.
         L.seed_everything(config.seed, workers=True, verbose=False)
-        self.resume = self._own_checkpoint() or resume_path(config.ckpt_path, self._warn)
+        self.resume = self._own_checkpoint()
+        self.position.same_run = self.resume is not None
+        self.resume = self.resume or resume_path(config.ckpt_path, self._warn)
         self.datamodule = build_datamodule(config)
         self.datamodule.setup()
         self.task = build_task(config, self.datamodule)
@@ -182,6 +187,7 @@ class _Training:
             monitor,
             mode,
             saved,
+            warn=self._warn,
             every_s=config.checkpoint.get("every_s"),
             every_steps=config.checkpoint.get("every_steps"),
         )
@@ -201,10 +207,8 @@ class _Training:
         if config.trainer.get("enable_progress_bar", True) is not False:
             callbacks.append(EpochProgress(self.console))
         callbacks.append(self.checkpoints)
-        loggers = [instantiate(node, save_dir=str(self.folder)) for node in (config.logger or {}).values()]
-        hparams = OmegaConf.to_container(config, resolve=True)
-        for logger in loggers:
-            logger.log_hyperparams(hparams)
+        values = OmegaConf.to_container(config, resolve=True)
+        loggers = self.loggers.build(config.logger or {}, self.folder, values)
         return self._checked_trainer(
             callbacks=callbacks,
             logger=loggers or False,
@@ -296,6 +300,7 @@ class _Training:
         }
         if self.run is None:
             return figures | {"folder": str(self.folder)}
+        figures["fingerprint"] = self.run.fingerprint
         # The result is safe before the baselines, which fit models of their own, and the report are made.
         self.run.write_metrics(figures)
         if tested_with is not None:
@@ -327,7 +332,7 @@ class _Training:
 
         sharded = is_sharded(self.trainer)
         model = self._whole(tested_with).model.to(self.task.device) if sharded else self.task.model
-        return reach(model, self.datamodule, self.trainer)
+        return reach(model, self.datamodule, self.trainer.world_size)
 
 
 def write_report(run: Path) -> None:

@@ -1,4 +1,7 @@
-"""Runs that were begun and not ended: which process has one, and which one a command goes on with."""
+"""Runs that were begun and not ended: which process has one, and which one a command goes on with.
+
+Sweeps as well, in `nvsubq.cli.sweep_resume`.
+"""
 
 from __future__ import annotations
 

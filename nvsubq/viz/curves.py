@@ -46,14 +46,14 @@ def curve(
         ['train', 'validation']
     """
     figure = new_figure(width, height)
-    axes = figure.add_axes((60 / width, 40 / height, 1 - 72 / width, 1 - 84 / height))
-    axes.set_title(title, pad=18, x=-48 / (width - 72))
+    axes = figure.add_axes((64 / width, 40 / height, 1 - 76 / width, 1 - 84 / height))
+    axes.set_title(title, pad=18, x=-52 / (width - 76))
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     log = log and all(value is None or value > 0 for values in series.values() for value in values)
     if not log:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
+        axes.yaxis.set_major_formatter(lambda value, _: _short(value))
     numbers = np.asarray(epochs, dtype=float) + 1
     drawn = False
     for (name, values), colour in zip(series.items(), _repeat(LINES), strict=False):
@@ -89,6 +89,15 @@ def curve(
             color=QUIET,
         )
     return figure
+
+
+def _short(value: float) -> str:
+    """A number that the margin has room for."""
+    text = f"{value:.6g}"
+    if len(text) <= 7:
+        return text
+    digits, exponent = f"{value:.3e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def _limits(axes: Axes, numbers: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from nvsubq.cli.main import main
 
 
 def write(
-    folder: Path, *, core="S5", seed=0, dice: float | None = 0.5, dims=(8,), lr=0.1, baselines=None
+    folder: Path, *, core="S5", seed=0, dice: float | None = 0.5, dims=(8,), lr=0.1, baselines=None, **more
 ) -> Path:
     """A run folder with what the command reads; without `dice` an unfinished one."""
     folder.mkdir(parents=True)
@@ -26,6 +26,7 @@ def write(
         "seed": seed,
         "name": "toy",
         "paths": {"runs": str(folder.parent)},
+        **more,
     }
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     (folder / "resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config), resolve=True))
@@ -58,7 +59,7 @@ def test_seeds_are_one_line_with_mean_and_spread(tmp_path, capsys):
         "dice_std",
         "training",
     ]  # no d_state, no seed
-    assert (rows[0]["runs"], rows[0]["dice"], rows[0]["dice_std"]) == ("2", "0.6000", "0.1414")
+    assert (rows[0]["runs"], rows[0]["dice"], rows[0]["dice_std"]) == ("2", "0.60", "0.14")
     assert (rows[1]["runs"], rows[1]["dice"], rows[1]["dice_std"]) == ("1", "0.8000", "")
     assert rows[2]["dice"] == "0.4000"
 
@@ -80,6 +81,45 @@ def test_each_run_is_a_line(tmp_path, capsys):
         write(tmp_path / str(seed), seed=seed)
     rows = table(capsys, "--each", tmp_path)
     assert [(row["name"], row["seed"], row["runs"]) for row in rows] == [("toy", "0", "1"), ("toy", "1", "1")]
+
+
+def test_how_a_run_was_watched_is_no_setting(tmp_path, capsys):
+    """Seeds are pooled, whatever shows them; what a run starts from is a setting."""
+    watched = [
+        {"resume": False, "threads": 2},
+        {"callbacks": {"nan_watch": {"_target_": "x", "every": 2}}, "logger": {"csv": {"name": "a"}}},
+        {"checkpoint": {"every_s": 1, "monitor": None}, "trainer": {"enable_progress_bar": False}},
+        {"report": False, "metrics_csv": True},
+    ]
+    plain = {"checkpoint": {"every_s": 300, "monitor": None}, "ckpt_path": None}
+    for seed, more in enumerate(watched):
+        write(tmp_path / str(seed), seed=seed, dice=0.5 + seed / 10, **{**plain, **more})
+    assert [(row["runs"], row["dice"]) for row in table(capsys, tmp_path)] == [("4", "0.65")]
+    write(tmp_path / "tuned", seed=9, **{**plain, "ckpt_path": "elsewhere"})
+    assert [(row["ckpt_path"], row["runs"]) for row in table(capsys, tmp_path)] == [
+        ("None", "4"),
+        ("elsewhere", "1"),
+    ]
+
+
+def test_of_two_runs_with_one_seed_the_newer_counts(tmp_path, capsys):
+    write(tmp_path / "2026-01-03_00-00-00", seed=0, dice=0.7)
+    old = write(tmp_path / "2026-01-02_00-00-00", seed=0, dice=0.1)
+    write(tmp_path / "2026-01-01_00-00-00", seed=1, dice=0.5)
+    assert main(["compare", "--format", "csv", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    (row,) = csv.DictReader(io.StringIO(said.out))
+    assert (row["runs"], row["dice"], row["dice_std"]) == ("2", "0.60", "0.14")
+    assert said.err == f"left out, of the same setting and seed as a newer run: {old.resolve()}\n"
+    assert len(table(capsys, "--each", tmp_path)) == 3
+
+
+def test_copies_of_one_seed_have_no_spread(tmp_path, capsys):
+    for name in "abc":
+        write(tmp_path / name)
+    (row,) = table(capsys, tmp_path)
+    assert (row["runs"], row["dice"]) == ("1", "0.5000")
+    assert "dice_std" not in row
 
 
 def test_a_run_named_twice_counts_once(tmp_path, capsys):

@@ -189,6 +189,14 @@ def test_without_validation(train, here):
     assert json.loads((only_run(here) / "metrics.json").read_text())["best_epoch"] == 0
 
 
+@pytest.mark.filterwarnings(
+    "ignore:You requested to overfit:UserWarning"
+)  # Lightning says that it does not shuffle
+def test_the_same_batches_in_every_epoch(train, here):
+    assert train("trainer.overfit_batches=2", "trainer.limit_train_batches=null", "epochs=2") == 0
+    assert json.loads((only_run(here) / "metrics.json").read_text())["steps"] == 4
+
+
 def test_two_runs_in_one_second(train, here):
     assert train("hydra.run.dir=runs/mnist/same", "trainer.fast_dev_run=true") == 0
     assert train("hydra.run.dir=runs/mnist/same", "trainer.fast_dev_run=true") == 0

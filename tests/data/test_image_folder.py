@@ -1,4 +1,4 @@
-"""ImageFolder: layouts, splits, decoding, and one clear error for whatever does not belong."""
+"""ImageFolder: layouts, splits, and one clear error for whatever does not belong."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from nvsubq.data import DataError, ImageFolder
-from nvsubq.data.images import decode_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -91,48 +90,6 @@ def test_read_input_has_the_form_of_the_set(classes):
 
 def test_baseline_is_the_most_frequent_class(classes):
     assert ImageFolder(classes).baselines() == {"most frequent class": {"accuracy": 0.6}}
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
-def test_decoding_of_every_mode(tmp_path, mode):
-    path = tmp_path / ("x.tif" if mode in ("CMYK", "YCbCr") else "x.png")
-    if mode == "I;16":
-        Image.fromarray(np.full((5, 4), 65535, np.uint16)).save(path)
-    else:
-        Image.new("RGB", (4, 5), (255, 255, 255)).convert(mode).save(path)
-    for channels in (1, 3):
-        pixels = decode_image(path, None, channels)
-        assert (pixels.shape, pixels.dtype) == ((channels, 5, 4), torch.uint8)
-        assert (pixels == 255).all()
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    path = tmp_path / "x.png"
-    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(path)
-    assert decode_image(path, None, 1).flatten().tolist() == [0, 100, 255]
-
-
-def test_floats_outside_of_the_unit_range_are_refused(tmp_path):
-    path = tmp_path / "x.tif"
-    Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)).save(path)
-    assert decode_image(path, None, 1).flatten().tolist() == [0, 128, 255]
-    Image.fromarray(np.array([[0.0, 7.5]], np.float32)).save(path)
-    with pytest.raises(DataError, match=r"x\.tif holds grey values from 0 to 7\.5; mode F allows 0 to 1\."):
-        decode_image(path, None, 1)
-
-
-def test_transparent_pixels_lie_on_black(tmp_path):
-    path = tmp_path / "x.png"
-    Image.new("RGBA", (2, 2), (255, 200, 100, 0)).save(path)
-    assert (decode_image(path, None, 3) == 0).all()
-
-
-def test_rotation_of_the_camera_is_applied(tmp_path):
-    path = tmp_path / "x.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("L", (6, 3)).save(path, exif=exif)
-    assert decode_image(path, None, 1).shape == (1, 6, 3)
 
 
 def test_missing_and_empty_folders(tmp_path):

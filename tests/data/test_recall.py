@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
+import zlib
 
 import numpy as np
 import pytest
 import torch
 
-from nvsubq.data import DataError, SpatialRecall
+from nvsubq.data import DataError, MNIST5k, SpatialRecall
 from nvsubq.data.recall_draw import COLOURS, RECALLS
 from nvsubq.data.recall_layout import SIZES, Layout
 
@@ -167,11 +170,17 @@ def test_to_know_the_colour_alone(spatial_dims):
 
 
 def test_a_limit_leaves_no_class_out():
-    labels = {digit.tobytes() for digit in make(test_items=1000).dataset("test").digits}
-    few = make(test_items=8).dataset("test").digits
-    assert len(few) == 8
-    assert all(digit.tobytes() in labels for digit in few)
-    assert len({round(float(digit.sum()), 3) for digit in few}) == 8
+    """Digits are stored by class, and the first of a split would all be zeros."""
+    pixels, labels = MNIST5k().load()
+    data = make(
+        canvas=[64, 64], item=28, test_items=50, val_items=50
+    )  # at their own size, so that they are found again
+    by_pixels = {picture.tobytes(): int(label) for picture, label in zip(pixels, labels, strict=True)}
+    for split in ("val", "test"):
+        digits = np.rint(255 * data.dataset(split).digits).astype(pixels.dtype)
+        found = [by_pixels[digit.tobytes()] for digit in digits]
+        assert len(found) == 50
+        assert set(found) == set(range(10)), split
 
 
 @pytest.mark.parametrize(
@@ -202,3 +211,64 @@ def test_errors(options, message):
 def test_reads_no_files():
     with pytest.raises(DataError, match=r"a\.png: spatial recall draws its own canvases"):
         make().read_input("a.png")
+
+
+TIGHT = [
+    ((448,), 8, 6),
+    ((320,), 8, 4),
+    ((331,), 8, 4),
+    ((24, 24), 8, 8),
+    ((16, 33), 8, 7),
+    ((3, 17, 16), 8, 11),
+]
+
+
+@pytest.mark.parametrize(("canvas", "side", "count"), TIGHT)
+def test_tight_canvases_are_filled_at_once(canvas, side, count):
+    layout = Layout(canvas, side)
+    assert layout.room >= count
+    start = time.perf_counter()
+    found = [layout.places(count, np.random.default_rng(seed)) for seed in range(20)]
+    assert time.perf_counter() - start < 10  # of a second, on a machine that has nothing else to do
+    for places in found:
+        taken = layout.mask.astype(int)
+        for corner in places:
+            assert all(0 <= c <= n for c, n in zip(corner, layout.last, strict=True))
+            taken[layout.at(corner)] += 1
+        assert len(places) == count
+        assert taken.max() == 1
+    assert len({tuple(places) for places in found}) > 1
+    assert found[3] == layout.places(count, np.random.default_rng(3))
+
+
+def test_tight_signals_have_their_items_anywhere():
+    """Three items of 16 cells before a readout, and 8 cells between them: each layout comes."""
+    layout = Layout((72,), 4)
+    found = {tuple(sorted(layout._tight(3, np.random.default_rng(seed)))) for seed in range(4000)}
+    assert len(found) == math.comb(8 + 3, 3)
+
+
+OLD = [
+    ((576,), 4, 2725925375),
+    ((576,), 6, 339961685),
+    ((24, 24), 4, 3106456763),
+    ((24, 24), 5, 433392898),
+    ((2, 16, 16), 4, 2245089795),
+    ((2, 16, 16), 5, 10091525),
+]
+"""Canvas, items, and the digest of 50 layouts, from before tight canvases had a way of their own."""
+
+
+def test_layouts_are_those_of_old():
+    for canvas, count, digest in OLD:
+        places = [Layout(canvas, 8).places(count, np.random.default_rng(seed)) for seed in range(50)]
+        assert zlib.crc32(repr(places).encode()) == digest
+
+
+def test_a_tight_set_is_served():
+    data = make(recall="mask_selection", spatial_dims=1, canvas=[448], items=6).dataset("test")
+    start = time.perf_counter()
+    canvas, answer = data[0]
+    assert time.perf_counter() - start < 10
+    assert torch.equal(canvas[0][canvas[1] == 1], answer.flatten())
+    assert torch.equal(data[0][0], canvas)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import shutil
 import struct
@@ -14,7 +15,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from guard import MARKER, Call, Case
-from PIL import Image
+from PIL import Image, features
 
 from nvsubq.data import ImageFolder, NiftiFolder
 
@@ -56,8 +57,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, data: bytes) -> bytes:
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def png(width: int, height: int, data: bytes, *, bits: int = 8, colour: int = 2) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     body = chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -67,6 +68,26 @@ def zeros(count: int) -> bytes:
     packer = zlib.compressobj(9)
     block = bytes(2**20)
     return b"".join(packer.compress(block) for _ in range(count // 2**20)) + packer.flush()
+
+
+def grey(side: int) -> bytes:
+    """A black image of 16 bits, complete and small: 0.16 MB for 9000 x 9000."""
+    return png(side, side, zeros(2 * side * side + side + 2**20), bits=16, colour=0)
+
+
+def icon(image: bytes) -> bytes:
+    """Says that it is 16 x 16, and holds another image."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(image), 22) + image
+
+
+def saved(form: str, old: bytes | int, new: bytes) -> bytes:
+    """A small image in a format of Pillow's; bytes of its head, or those at a place, are others."""
+    memory = io.BytesIO()
+    Image.new("RGB", (12, 12)).save(memory, form)
+    content = memory.getvalue()
+    if isinstance(old, int):
+        return content[:old] + new + content[old + len(new) :]
+    return content.replace(old, new, 1)
 
 
 def gzip_zeros(head: bytes, count: int) -> bytes:
@@ -110,6 +131,16 @@ IMAGES: dict[str, Spoil] = {
     "size zero": lambda f: f.write_bytes(png(0, 12, zlib.compress(b""))),
     "size beyond all": lambda f: f.write_bytes(png(2**31 - 1, 2**31 - 1, zlib.compress(b""))),
     "bomb of pixels": lambda f: f.write_bytes(png(40_000, 40_000, zeros(2**24))),
+    "bomb of grey, below Pillow's limit": lambda f: f.write_bytes(grey(9_000)),
+    "bomb of grey, at Pillow's limit": lambda f: f.write_bytes(grey(13_300)),
+    "bomb of grey in an icon": lambda f: f.write_bytes(icon(grey(9_000))),
+    "damaged head of DDS": lambda f: f.write_bytes(saved("DDS", 80, b"\0")),
+    "damaged head of IM": lambda f: f.write_bytes(saved("IM", b"12*12", b"12*12*3")),
+    **(
+        {"damaged head of AVIF": lambda f: f.write_bytes(saved("AVIF", b"iinf", b"iixf"))}
+        if features.check("avif")
+        else {}
+    ),
     "bomb of a text chunk": lambda f: f.write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", 12, 12, 8, 2, 0, 0, 0))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +27,18 @@ def rows(folder: Path, name: str) -> list[dict[str, str]]:
 def ends(folder: Path) -> dict[str, int]:
     """When each finished run ended."""
     return {file.parent.name: file.stat().st_mtime_ns for file in folder.glob("runs/*_seed*/done.json")}
+
+
+def begun(folder: Path) -> list[Path]:
+    """Checkpoints of runs that have not come to their end."""
+    found = folder.glob("runs/*_seed*/checkpoints/last.ckpt")
+    return [file for file in found if not (file.parents[1] / "done.json").is_file()]
+
+
+def went_on(folder: Path) -> int:
+    """How many runs say that they went on from a checkpoint."""
+    logs = [" ".join(file.read_text().split()) for file in folder.glob("runs/*_seed*/log.txt")]
+    return sum("going on with" in log and "from last.ckpt" in log for log in logs)
 
 
 @pytest.mark.slow
@@ -85,7 +99,7 @@ def test_a_study_that_is_killed_goes_on(here, capsys):
     command = [sys.executable, "-m", "nvsubq.cli.main", *study]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     for _ in range(1200):
-        if len(ends(folder)) == 1 and len(list(folder.glob("runs/*/config.yaml"))) > 1:
+        if len(ends(folder)) == 1 and begun(folder):
             break
         assert first.poll() is None, first.communicate()[0].decode()
         time.sleep(0.1)
@@ -95,10 +109,35 @@ def test_a_study_that_is_killed_goes_on(here, capsys):
     before = ends(folder)
     assert len(before) == 1
     assert not (folder / "study.html").exists()
-    assert main(study) == 0
+    assert main([*study, "--jobs", "2"]) == 0  # begun with one
     assert "2 runs left" in capsys.readouterr().out
     after = ends(folder)
     assert len(after) == 3
+    assert went_on(folder) == 1
     assert {name: after[name] for name in before} == before
     assert len(list(folder.glob("runs/*_seed*"))) == 3
     assert {row["steps"] for row in rows(folder, "runs.csv")} == {"40"}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on(here, capsys):
+    """Within the same command."""
+    folder = here / "s"
+    study = ["study", "spatial_recall", "--folder", "s", *TINY]
+    study += ["cores=[rglru]", "rates=[1e-3]", "seeds=[0]", "steps=40"]
+
+    def kill() -> None:
+        for _ in range(1200):
+            if begun(folder):
+                break
+            time.sleep(0.05)
+        for run in multiprocessing.active_children():
+            run.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    assert main([*study, "--jobs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "died" in said
+    assert "its process was ended by SIGKILL" in said
+    assert len(ends(folder)) == went_on(folder) == 1
+    assert [(row["state"], row["steps"]) for row in rows(folder, "runs.csv")] == [("done", "40")]

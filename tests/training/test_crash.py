@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from hydra import compose, initialize_config_dir
 
 from nvsubq.cli import errors
 from nvsubq.cli.paths import config_dir
-from nvsubq.training import CheckpointError, train, unfinished
+from nvsubq.training import CheckpointError, runner, train, unfinished
+from nvsubq.training.checkpoints import Checkpoints
 from nvsubq.training.load import newest_checkpoint, read_checkpoint
 from nvsubq.training.runner import quiet_lightning
 
@@ -122,6 +124,34 @@ def test_what_goes_on_and_what_begins_anew(whole, tmp_path, monkeypatch):
     assert {p.name for p in (tmp_path / "2020-01-01" / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
 
 
+@pytest.mark.parametrize("least", [1, 4])
+def test_stopped_early_stays_stopped(least, tmp_path, monkeypatch):
+    """Killed after the training and before the test, or while `min_epochs` keeps a stopped one going."""
+    options = ("epochs=6", "early_stopping.patience=1", "early_stopping.min_delta=10.0")
+    options = (*options, f"trainer.min_epochs={least}")
+    whole = run(tmp_path, *options, name="whole")
+    stage, epoch_end = runner._Training.finish, Checkpoints.on_train_epoch_end
+
+    def die(*args: object) -> None:
+        raise SystemExit
+
+    def die_in_the_third(self: Checkpoints, trainer: Any, module: Any) -> None:
+        epoch_end(self, trainer, module)
+        if trainer.current_epoch == 2:
+            die()
+
+    monkeypatch.setattr(runner._Training, "finish", die)
+    monkeypatch.setattr(Checkpoints, "on_train_epoch_end", die_in_the_third)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        run(tmp_path, *options, name="cut")
+    monkeypatch.setattr(runner._Training, "finish", stage)
+    monkeypatch.setattr(Checkpoints, "on_train_epoch_end", epoch_end)
+    cut = run(tmp_path, *options, name="cut")
+    assert differences(result(whole), result(cut)) == []
+    figures = json.loads((cut / "metrics.json").read_text())
+    assert (figures["epochs"], figures["stopped_early"]) == (max(2, least), True)
+
+
 def test_run_of_another_process_is_left_alone(tmp_path):
     """The lock is the other process's until it ends, however that comes."""
     code = (
@@ -199,8 +229,6 @@ def test_options(override, text, tmp_path):
 
 
 def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
-    from nvsubq.training.checkpoints import Checkpoints
-
     steps: list[int] = []
     save = Checkpoints._save
     monkeypatch.setattr(

@@ -22,7 +22,18 @@ def test_scores_as_text(value, text):
 def test_spread_of_small_errors():
     assert spread([2.0e-4, 2.2e-4]) == "2.10e-4 ± 1.4e-5"
     assert spread([2.1e-4]) == "2.10e-4"
-    assert spread_text(2.1e-4, 0.0) == "2.10e-4 ± 0.0"
+    assert spread_text(2.1e-4, 0.0) == "2.10e-4 ± 0"
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "text"),
+    [(0.00631, 0.0000118, "0.006310 ± 0.000012"), (0.5, 0.0996, "0.50 ± 0.10"), (123.4, 35.2, "123 ± 35"),
+     (0.0002, 0.005, "0.0002 ± 0.0050"), (-2.1e-4, 3e-6, "-2.100e-4 ± 3.0e-6"), (1e-6, 5e-4, "1e-6 ± 5.0e-4"),
+     (0.0, 0.01, "0.000 ± 0.010"), (0.5, 1e-9, "0.5000 ± 1.0e-9"), (float("nan"), float("nan"), "nan ± nan"),
+     (float("inf"), float("nan"), "inf ± nan"), (float("nan"), 0.1, "nan ± 0.10")],
+)  # fmt: skip
+def test_two_digits_of_a_deviation(mean, deviation, text):
+    assert spread_text(mean, deviation) == text
 
 
 def test_which_way_is_better():
