@@ -108,8 +108,12 @@ def run(args: argparse.Namespace) -> int:
 EXPECTED = ("skipped", "not installed", "not there", "out of memory")
 
 
-def check_device() -> None:
+def check_device(command: str = "bench gpu", hint: str = "") -> None:
     """Refuses where torch has no CUDA device.
+
+    Args:
+        command: what needs one.
+        hint: a sentence on how to do without.
 
     Raises:
         ValueError: there is none; says why.
@@ -119,10 +123,12 @@ def check_device() -> None:
     if torch.cuda.is_available():
         return
     if torch.version.cuda is None:
-        raise ValueError(f"`bench gpu` needs a CUDA device: torch {torch.__version__} is built without CUDA.")
+        raise ValueError(
+            f"`{command}` needs a CUDA device: torch {torch.__version__} is built without CUDA.{hint}"
+        )
     raise ValueError(
-        f"`bench gpu` needs a CUDA device: torch is built for CUDA {torch.version.cuda} "
-        "and finds no device or driver."
+        f"`{command}` needs a CUDA device: torch is built for CUDA {torch.version.cuda} "
+        f"and finds no device or driver.{hint}"
     )
 
 

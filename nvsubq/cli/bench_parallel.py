@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from nvsubq.cli.bench_gpu import check_device
 
     if args.on == "cuda":
-        check_device()
+        check_device("bench parallel", " With `--on cpu --planes P` it trains small fields on the CPU.")
     count = args.processes or (torch.cuda.device_count() if args.on == "cuda" else 2)
     if args.on == "cuda" and count > torch.cuda.device_count():
         raise ValueError(f"`--processes` (={count}) must be at most the {torch.cuda.device_count()} devices.")

@@ -19,9 +19,10 @@ from functools import partial
 from typing import Any
 
 REQUIREMENT = re.compile(
-    r"(?P<name>[A-Za-z0-9._-]+)(?:\[[^]]*\])?(?P<wanted>[^;]*)(?:;\s*extra\s*==\s*['\"](?P<extra>[^'\"]+))?"
+    r"(?P<name>[A-Za-z0-9._-]+)(?:\[[^]]*\])?(?P<wanted>[^;]*)(?:;.*\bextra\s*==\s*['\"](?P<extra>[^'\"]+))?"
 )
-EXTRAS = ("train", "cuda", "monai", "timm")
+DEVELOPERS = ("test",)
+"""Extras that are not shown."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -105,10 +106,9 @@ def _extras() -> None:
     requirements = _requirements()
     if not requirements:
         _line("unknown", "nvsubq runs from a folder and is not installed: pip install .")
-    for extra in EXTRAS:
+    extras = dict.fromkeys(extra for _, _, extra in requirements if extra not in (None, *DEVELOPERS))
+    for extra in extras:
         wanted = [(name, versions) for name, versions, own in requirements if own == extra]
-        if not wanted:
-            continue
         missing = [name for name, _ in wanted if _installed(name) is None]
         _line(extra, f"not installed: pip install 'nvsubq[{extra}]'" if missing else "installed")
         for name, versions in wanted:

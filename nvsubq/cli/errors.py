@@ -13,26 +13,30 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 VARIABLE = "NVSUBQ_TRACEBACK"
 HINT = f"(for a traceback: {VARIABLE}=1)"
 
-TRAIN_EXTRA = (
-    "hydra",
-    "lightning",
-    "torchmetrics",
-    "mlxtend",
-    "sklearn",
-    "nibabel",
-    "nilearn",
-    "matplotlib",
-    "rich",
-    "PIL",
-    "jinja2",
-)
-"""Modules that the extra `train` installs."""
+EXTRAS = {
+    "train": (
+        *("hydra", "lightning", "torchmetrics", "mlxtend", "sklearn", "skimage", "nibabel", "nilearn"),
+        *("matplotlib", "rich", "PIL", "jinja2"),
+    ),
+    "ocean": ("iris_sample_data", "h5py"),
+    "loggers": ("tensorboard", "wandb"),
+    "monai": ("monai",),
+    "timm": ("timm",),
+    "cuda": ("mamba_ssm", "causal_conv1d"),
+    "slurm": ("hydra_plugins", "submitit"),
+    "onnx": ("onnx", "onnxscript"),
+}
+"""Modules that each extra of pyproject.toml installs."""
 
 _NO_MEMORY = re.compile(r"you tried to allocate \d+ bytes|Storage size calculation overflowed.*")
+
+WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors that another folder may not have."""
 
 OPTIONS = "Available options in "
 
@@ -100,25 +104,43 @@ def _special(error: BaseException) -> str | None:
 
 
 def missing_module(error: ModuleNotFoundError) -> str | None:
-    """The sentence for a module of the extra `train`; None for any other."""
+    """The sentence for a module of an extra; None for any other."""
     name = (error.name or "").split(".")[0]
-    if name not in TRAIN_EXTRA:
+    extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)
+    if extra is None:
         return None
-    return f"this command needs the package of {name!r}, which is not installed: pip install 'nvsubq[train]'"
+    return (
+        f"this command needs the package of {name!r}, which is not installed: pip install 'nvsubq[{extra}]'"
+    )
 
 
 def _os_error(error: OSError) -> str:
     reason = error.strerror or str(error)
     place = f" {error.filename}" if error.filename else ""
     if error.errno == errno.ENOSPC or (error.errno == errno.EDQUOT):
-        return f"the disk is full: cannot write{place}. Choose another place with paths.runs=DIR."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return (
-            f"{reason}:{place}. Runs are written below paths.runs; choose another place with paths.runs=DIR."
-        )
+        return f"the disk is full: cannot write{place}."
     if error.errno == errno.ENOTDIR:
         return f"{reason}:{place}. A part of this path is a file."
     return f"{reason}:{place}" if place else f"{type(error).__name__}: {reason}"
+
+
+def advise_other_place(error: BaseException, runs: Path) -> None:
+    """Adds to an error of the file system, where it is one of writing runs, how to choose another place.
+
+    Args:
+        error: what went wrong in a training.
+        runs: the folder of all runs; what lies below it and the folders above it are written, others read.
+    """
+    if not isinstance(error, OSError):
+        return
+    place = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, (str, bytes)) else None
+    written = place is not None and (
+        runs.absolute() in (place, *place.parents) or place in runs.absolute().parents
+    )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if (full and place is None) or (written and error.errno in WRITING):
+        note = "Runs are written below paths.runs; choose another place with paths.runs=DIR."
+        error.__notes__ = [*getattr(error, "__notes__", ()), note]  # type: ignore[attr-defined]
 
 
 def _key_of(text: str) -> str:

@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # without one argparse lists them as required
         metavar="KEY=VALUE",
         help="changes of the run's config, such as data.root=elsewhere",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _spin_less()
+    _import_from_here()
     try:
         return _dispatch(arguments)
     except SystemExit as error:  # argparse, Hydra's --help, Lightning after Ctrl-C
@@ -54,8 +56,28 @@ def _spin_less() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
+def _import_from_here() -> None:
+    """Lets configs name modules of the user's own, which lie where the command is called.
+
+    Behind everything else, so that no file there takes the place of an installed package.
+    """
+    with contextlib.suppress(FileNotFoundError):  # the folder has been removed
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+
+
+def _check_allow_list() -> None:
+    """Refuses a wrong entry in the variable before each node of a config complains of it."""
+    if os.environ.get("NVSUBQ_ALLOW_TARGETS"):
+        from nvsubq.lazy_config import targets
+
+        targets.policy()
+
+
 def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else None
+    if name in COMMANDS:
+        _check_allow_list()
     if name == "train":
         # Hydra has its own parser, --help included.
         from nvsubq.cli import train

@@ -29,7 +29,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("name", metavar="NAME", help="a file of configs/study, such as spatial_recall")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="changes of the study: cores=[mamba,s5] seeds=[0]"
+        "overrides",
+        nargs="*",
+        default=[],  # without one argparse lists them as required
+        metavar="KEY=VALUE",
+        help="changes of the study: cores=[mamba,s5] seeds=[0]",
     )
     parser.add_argument("--folder", type=Path, metavar="DIR", help="default: runs/study_NAME")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side (default: 1)")

@@ -17,10 +17,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from nvsubq.cli.job_name import leave_out_constants
 from nvsubq.lazy_config import ConfigError
 
 current: SweepTable | None = None
 """The sweep of this process, if it is one; `cli.train` ends it, whether or not a job failed."""
+
+runs: Path | None = None
+"""The folder of all runs, once Hydra has composed the config and before it makes any folder."""
 
 SPREAD_OVER = "seed"
 """Runs that differ in nothing else are one line of the table, with mean and spread."""
@@ -51,13 +55,15 @@ class SweepTable(Callback):
         """
         from nvsubq.training.run_name import check_name
 
+        global runs
         try:
             check_name(config.name)
+            runs = Path(str(config.paths.runs))
         except (ConfigError, OmegaConfBaseException) as error:
             raise SweepRefused(error) from None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Checks the configs of all jobs, so that a sweep dies before any data is read.
+        """Checks the configs of all jobs, so that a sweep dies before any data is read; names their folders.
 
         Raises:
             SweepRefused: with the problems of the first bad job; the message names the job.
@@ -66,7 +72,7 @@ class SweepTable(Callback):
         from nvsubq.training.build import check_config
         from nvsubq.training.processes import check_single
 
-        global current
+        global current, runs
         checked = []
         for overrides in jobs([*params_of(config.hydra.sweeper), *config.hydra.overrides.task]):
             try:
@@ -80,11 +86,12 @@ class SweepTable(Callback):
                 raise SweepRefused(ConfigError(text, error.key)) from None
             except HydraException as error:
                 raise SweepRefused(error, overrides) from None
+        leave_out_constants(config)
         wanted = Path(config.hydra.sweep.dir)
         self.folder, self.mark = begin(config, checked)
         if self.folder != wanted:
             _show(f"going on with the sweep {self.folder} (resume=false begins a new one)")
-        self.runs = Path(config.paths.runs)
+        self.runs = runs = Path(str(config.paths.runs))
         current = self
 
     def finish(self, *, complete: bool) -> None:

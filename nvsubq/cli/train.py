@@ -27,14 +27,11 @@ def run(arguments: Sequence[str]) -> int:
 
     from nvsubq.cli import hydra_section, sweep
 
-    # A module of the user's own, named in an allowed target, lies where the command is called.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     job = _Job(list(sys.argv))
     compose = hydra.main(
         version_base="1.3", config_path=str(config_dir()), config_name=PRIMARY.removesuffix(".yaml")
     )
-    sweep.current = None
+    sweep.current = sweep.runs = None
     complete = False
     try:
         with hydra_section.guarded(), _arguments_of_hydra(_flags_first(arguments)):
@@ -44,6 +41,10 @@ def run(arguments: Sequence[str]) -> int:
         return _composition_failed(error, arguments)
     except sweep.SweepRefused as refused:
         return _composition_failed(refused.error, _arguments_of_job(arguments, refused.overrides))
+    except OSError as error:  # Hydra makes the folders
+        if sweep.runs is not None:
+            errors.advise_other_place(error, sweep.runs)
+        return errors.report(error)
     finally:
         if sweep.current is not None:
             sweep.current.finish(complete=complete)
@@ -97,6 +98,7 @@ class _Job:
         except KeyboardInterrupt:
             raise
         except Exception as error:
+            errors.advise_other_place(error, Path(str(config.paths.runs)))
             if sweeping and not here:
                 raise  # another machine's launcher must see that the job failed
             # A job of a sweep that fails must not end the others.

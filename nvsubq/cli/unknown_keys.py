@@ -13,6 +13,8 @@ from nvsubq.cli.errors import hydra_message, nearest
 from nvsubq.cli.paths import PRIMARY, config_dir
 
 SHOWN = 40
+OTHER = ("hydra", "study")
+"""Folders of configs that are no groups of a training."""
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str | None:
@@ -64,7 +66,7 @@ def _keys(node: DictConfig, parent: str) -> list[str]:
     """The keys that an override may name in a node; at the top the groups as well."""
     keys = [str(key) for key in node if not str(key).startswith("_")]
     if not parent:
-        keys += [p.name for p in config_dir().iterdir() if p.is_dir() and p.name not in (*keys, "hydra")]
+        keys += [p.name for p in config_dir().iterdir() if p.is_dir() and p.name not in (*keys, *OTHER)]
     return keys
 
 

@@ -156,8 +156,11 @@ def check(config: DictConfig) -> Study:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     axes = {axis: _values(axis, plain[axis]) for axis in AXES}
     grids = {
-        str(name): {axis: _values(f"grids.{name}.{axis}", values) for axis, values in (grid or {}).items()}
-        for name, grid in plain["grids"].items()
+        str(name): {
+            axis: _values(f"grids.{name}.{axis}", values)
+            for axis, values in _mapping(f"grids.{name}", grid or {}).items()
+        }
+        for name, grid in _mapping("grids", plain["grids"]).items()
     }
     for key in ("steps", "parameters", "width_step"):
         if isinstance(plain[key], bool) or not isinstance(plain[key], int) or plain[key] < 1:
@@ -167,21 +170,24 @@ def check(config: DictConfig) -> Study:
         raise ConfigError(f"`rates` (={rates!r}) must be a list of numbers above 0.", "rates")
     if len(set(rates)) < len(rates):
         raise ConfigError(f"`rates` (={rates!r}) must not name a rate twice.", "rates")
-    on = plain["choose_on"]
+    on = _mapping("choose_on", plain["choose_on"])
     for key, axis in (
         ("spatial_dims", "spatial_dims"),
         ("task", "tasks"),
         ("patch_size", "patch_sizes"),
         ("seed", "seeds"),
     ):
-        _values(f"choose_on.{key}", [on[key]], axis)
-    for number, entry in enumerate(plain.get("absent") or ()):
+        _values(f"choose_on.{key}", [on.get(key)], axis)
+    absent = plain.get("absent") or []
+    if not isinstance(absent, list):
+        raise ConfigError(f"`absent` (={absent!r}) must be a list.", "absent")
+    for number, entry in enumerate(absent):
         if not isinstance(entry, dict) or "reason" not in entry:
             raise ConfigError(f"`absent[{number}]` (={entry!r}) must have a `reason`.", "absent")
         for axis, values in entry.items():
             if axis != "reason":
                 _values(f"absent[{number}].{axis}", values)
-    more = _overrides(plain.get("overrides") or {})
+    more = _overrides(_mapping("overrides", plain.get("overrides") or {}))
     study = Study(
         name=str(plain["name"]),
         recipe=str(plain["recipe"]),
@@ -193,7 +199,7 @@ def check(config: DictConfig) -> Study:
         rates=tuple(map(float, rates)),
         choose_on=on,
         overrides=more,
-        absent=tuple(plain.get("absent") or ()),
+        absent=tuple(absent),
     )
     if not study.cells():
         raise ConfigError("the axes and grids of this study leave no run.", "grids")
@@ -205,6 +211,13 @@ def check(config: DictConfig) -> Study:
                 "choose_on",
             )
     return study
+
+
+def _mapping(key: str, value: Any) -> dict[Any, Any]:
+    """A part of a study that has names."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"`{key}` (={value!r}) must be a mapping: `{key}={{NAME: VALUE, ...}}`.", key)
+    return value
 
 
 def _positive(value: Any) -> bool:
@@ -221,6 +234,7 @@ def _overrides(given: dict[str, Any]) -> dict[str, Any]:
                 f"overrides.{key}",
             )
         if key != "all":
+            value = _mapping(f"overrides.{key}", value or {})
             value = {int(name) if str(name).isdigit() else name: items for name, items in value.items()}
             if value:
                 _values(f"overrides.{key}", list(value), key)

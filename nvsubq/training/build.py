@@ -66,11 +66,17 @@ def _check_loggers(config: DictConfig) -> None:
     """A logger whose package is missing is known before any data is read."""
     for name, node in (config.get("logger") or {}).items():
         packages = LOGGERS.get(str(node.get("_target_")).rsplit(".", 1)[-1], ())
-        if packages and not any(importlib.util.find_spec(package) for package in packages):
+        if packages and not any(map(_is_installed, packages)):
             raise ConfigError(
                 f"`logger` (={name}) needs the package {packages[0]!r}, which is not installed: "
-                f"pip install {packages[0]}"
+                "pip install 'nvsubq[loggers]'"
             )
+
+
+def _is_installed(package: str) -> bool:
+    """Whether it can be imported; a folder of its name, as wandb makes one for its runs, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 MOST_THREADS = 4096
@@ -87,6 +93,14 @@ def _check_length(config: DictConfig) -> None:
         raise ConfigError(
             f"`trainer.max_epochs` (={epochs!r}) must be an integer of at least 1, or -1 or null "
             "with an end by max_steps or max_time."
+        )
+    if steps == 0:
+        raise ConfigError(f"`trainer.max_steps` (={steps}) must be an integer of at least 1, or -1 or null.")
+    batches = trainer.get("limit_train_batches")
+    if batches == 0 and batches is not False:
+        raise ConfigError(
+            f"`trainer.limit_train_batches` (={batches}) must be null, an integer of at least 1, or a share "
+            "above 0: a training needs a batch."
         )
     if epochs in (None, -1) and steps in (None, -1) and trainer.get("max_time") is None:
         raise ConfigError(

@@ -81,8 +81,14 @@ def load_config(run: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         if not equals:
             raise ConfigError(f"override {override!r} must have the form key=value.")
         try:
-            value = OmegaConf.from_dotlist([override])
-            OmegaConf.update(config, key, OmegaConf.select(value, key), merge=True)
+            value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
+            if isinstance(value, str) and isinstance(OmegaConf.select(config, key), DictConfig):
+                raise ConfigError(
+                    f"`{key}` (={value}) cannot be exchanged as a whole: the config of a run has no groups. "
+                    f"Its keys can be changed ({key}.NAME=VALUE).",
+                    key,
+                )
+            OmegaConf.update(config, key, value, merge=True)
         except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f"override {override!r} names no key of the run's config.") from error
     return config

@@ -11,6 +11,7 @@
       checkpoints/       last.ckpt and best.ckpt, both load with ``weights_only=True``; previous.ckpt until
                          the run has ended
       report.html        written by `nvsubq.training.report`
+      fit-profile.txt    with `trainer.profiler=simple`; test-profile.txt of the test
       nan_batch.pt       where a figure was not finite, see `nvsubq.training.nan_watch`
       .unfinished        until the run has ended, see `nvsubq.training.unfinished`
     runs/<name>/latest, runs/latest    links to the newest run
@@ -56,6 +57,8 @@ import io
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,7 +70,7 @@ from nvsubq.training.durable import PART, write_whole
 
 FILES = ("config.yaml", "resolved.yaml", "metrics.csv", "metrics.json", "predictions.npz", "report.html")
 PARTS = tuple(name + PART for name in FILES)
-CONFIG_HEADER = "# Run it again: nvsubq train --config-dir {folder} --config-name config\n"
+CONFIG_HEADER = "# Run it again: {command}\n"
 # What makes the saved file a primary config of Hydra: the run folder's place is set by the group `hydra`.
 DEFAULTS = "defaults:\n- hydra: default\n- _self_\n"
 
@@ -115,7 +118,7 @@ class RunFolder:
 
     def write_config(self, config: str, resolved: str) -> None:
         """Writes config.yaml and resolved.yaml from their YAML text."""
-        header = CONFIG_HEADER.format(folder=self.path)
+        header = CONFIG_HEADER.format(command=command_again(self.path))
         write_whole(self.path / "config.yaml", (header + DEFAULTS + config).encode())
         write_whole(self.path / "resolved.yaml", resolved.encode())
 
@@ -151,6 +154,26 @@ class RunFolder:
         self.mark.remove()
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         remove_empty(self.path, self.root)
+
+
+def command_again(folder: Path, *, resume: bool = False) -> str:
+    """The command that trains with the config of a run, to be pasted into a shell.
+
+    Args:
+        folder: the run's; that of a sweep's job holds characters that Hydra reads as its own.
+        resume: go on from the run's last checkpoint.
+
+    Example:
+        >>> print(command_again(Path("runs/core=s5,seed=0"), resume=True))
+        nvsubq train --config-dir runs/core=s5,seed=0 --config-name config 'ckpt_path="runs/core=s5,seed=0"'
+    """
+    place = str(folder)
+    words = ["nvsubq", "train", "--config-dir", place, "--config-name", "config"]
+    if resume:
+        plain = re.fullmatch(r"[\w./-]+", place)
+        quoted = place.replace('"', '\\"')
+        words.append(f"ckpt_path={place}" if plain else f'ckpt_path="{quoted}"')
+    return shlex.join(words)
 
 
 def remove_empty(folder: Path, root: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.text import Text
 
 from nvsubq.lazy_config import ConfigError, instantiate
 from nvsubq.training import processes, system
@@ -35,7 +36,7 @@ from nvsubq.training.loggers import Loggers
 from nvsubq.training.nan_watch import NAN_FILE
 from nvsubq.training.position import Position
 from nvsubq.training.progress import EpochProgress
-from nvsubq.training.run_folder import RunFolder
+from nvsubq.training.run_folder import RunFolder, command_again
 from nvsubq.training.scores import lower_is_better
 from nvsubq.training.sharded import is_sharded
 from nvsubq.training.table import final_table, show
@@ -105,8 +106,9 @@ def train(
                 raise
             if kept:
                 show(console, "the same command goes on from the last checkpoint")
-                again = f"--config-dir {training.folder} --config-name config ckpt_path={training.folder}"
-                show(console, f"to go on from the last epoch: nvsubq train {again}")
+                again = command_again(training.folder, resume=True)
+                # Neither broken, nor read as markup: it is to be pasted.
+                console.print(Text(f"to go on from the last epoch: {again}"), soft_wrap=True)
             # Lightning turns Ctrl-C into an exit.
             raise KeyboardInterrupt from None
         return training.finish(started, list(command))
@@ -225,9 +227,13 @@ class _Training:
 
     def _checked_trainer(self, **late: Any) -> L.Trainer:
         try:
-            return instantiate(self.config.trainer, **late)
+            trainer = instantiate(self.config.trainer, **late)
         except TypeError as error:  # Lightning's, of an option of a wrong type
             raise ConfigError(f"`trainer`: {error}") from error
+        if self.config.trainer.get("profiler") is not None and trainer.profiler.filename is None:
+            # Lightning would log what it measured, which is quiet here.
+            trainer.profiler.dirpath, trainer.profiler.filename = str(self.folder), "profile"
+        return trainer
 
     def fit(self) -> None:
         """Trains."""

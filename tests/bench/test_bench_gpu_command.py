@@ -102,6 +102,9 @@ def test_without_a_device_it_is_one_line(
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert main(["bench", "gpu", "--quick"]) == 1
     assert capsys.readouterr().err == f"error: `bench gpu` needs a CUDA device: {said}\n"
+    assert main(["bench", "parallel"]) == 1
+    hint = "With `--on cpu --planes P` it trains small fields on the CPU."
+    assert capsys.readouterr().err == f"error: `bench parallel` needs a CUDA device: {said} {hint}\n"
 
 
 @pytest.mark.gpu

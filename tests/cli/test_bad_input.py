@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from nvsubq.cli import errors
 from nvsubq.cli.main import main
+from nvsubq.lazy_config import targets
 
 CASES = {
     "unknown core": (
@@ -71,6 +73,8 @@ CASES = {
     "unknown schedule": (["task.schedule=step"], "`schedule` (='step') must be one of cosine, constant."),
     "seed": (["seed=-1"], "`seed` (=-1) must be an integer from 0 to 2**32 - 1."),
     "threads": (["threads=0"], "`threads` (=0) must be null or an integer of at least 1."),
+    "no batch": (["trainer.limit_train_batches=0"], "`trainer.limit_train_batches` (=0) must be null, an"),
+    "no step": (["trainer.max_steps=0"], "`trainer.max_steps` (=0) must be an integer of at least 1, or -1"),
     "test_with": (["test_with=first"], "`test_with` (='first') must be best, last or null."),
     "patience": (
         ["early_stopping.patience=-2"],
@@ -129,12 +133,9 @@ def test_runs_folder_is_a_file(train, here, capsys):
 @pytest.mark.parametrize(
     ("number", "text"),
     [
-        (errno.EACCES, "Permission denied: runs/x. Runs are written below paths.runs; choose another place"),
-        (
-            errno.EROFS,
-            "Read-only file system: runs/x. Runs are written below paths.runs; choose another place",
-        ),
-        (errno.ENOSPC, "the disk is full: cannot write runs/x. Choose another place with paths.runs=DIR."),
+        (errno.EACCES, "Permission denied: runs/x"),
+        (errno.EROFS, "Read-only file system: runs/x"),
+        (errno.ENOSPC, "the disk is full: cannot write runs/x."),
     ],
 )
 def test_folder_that_cannot_be_written(number, text, train, here, monkeypatch, capsys):
@@ -147,8 +148,37 @@ def test_folder_that_cannot_be_written(number, text, train, here, monkeypatch, c
 
     monkeypatch.setattr(os, "mkdir", refuse)
     assert train() == 1
-    assert text in capsys.readouterr().err
+    advice = "Runs are written below paths.runs; choose another place with paths.runs=DIR."
+    assert capsys.readouterr().err == f"error: {text}\n  {advice}\n"
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "number", "advised"),
+    [
+        ("runs/a/x", errno.EACCES, True),
+        ("", errno.EACCES, True),  # the folder in which `runs` cannot be made
+        (None, errno.ENOSPC, True),
+        (None, errno.EACCES, False),
+        ("data/x.png", errno.EACCES, False),
+        ("runs/a/x", errno.EIO, False),
+    ],
+)
+def test_advice_to_write_elsewhere(file, number, advised, here):
+    error = OSError(number, os.strerror(number), None if file is None else str(here / file))
+    errors.advise_other_place(error, Path("runs"))
+    assert ("paths.runs=DIR" in errors.message(error)) == advised
+
+
+def test_other_commands_do_not_advise_where_runs_lie(here, monkeypatch, capsys):
+    from nvsubq.cli import bench_cpu
+
+    def refuse(args):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "out")
+
+    monkeypatch.setattr(bench_cpu, "run", refuse)
+    assert main(["bench", "cpu", "--out", "out"]) == 1
+    assert capsys.readouterr().err == "error: Permission denied: out\n"
 
 
 def test_disk_full_at_the_first_checkpoint(train, here, monkeypatch, capsys):
@@ -229,6 +259,19 @@ def test_extra_that_is_not_installed(module, here):
     assert list(here.iterdir()) == []
 
 
+def test_every_extra_names_what_it_installs():
+    """The modules are known by hand, the extras are those of pyproject.toml."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    section = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = \[", section, re.MULTILINE))
+    assert extras - {"test", "docs"} == set(errors.EXTRAS)
+    for extra, modules in errors.EXTRAS.items():
+        for name in modules:
+            error = ModuleNotFoundError(name=f"{name}.part")
+            assert f"pip install 'nvsubq[{extra}]'" in errors.message(error)
+    assert "pip install" not in errors.message(ModuleNotFoundError("No module named 'x'", name="x"))
+
+
 def test_interrupt(capsys):
     assert errors.report(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "stopped\n"
@@ -266,6 +309,20 @@ def test_help_lists_the_commands(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
     assert all(command in out for command in ("train", "evaluate", "predict", "doctor"))
+
+
+@pytest.mark.parametrize(("command", "needed"), [("evaluate", "RUN"), ("study", "NAME")])
+def test_overrides_are_not_required(command, needed, capsys):
+    assert main([command]) == 2
+    assert capsys.readouterr().err.endswith(f"error: the following arguments are required: {needed}\n")
+
+
+def test_wrong_entry_of_the_allow_list_is_said_once(train, here, monkeypatch, capsys):
+    targets._from_environment.cache_clear()
+    monkeypatch.setenv("NVSUBQ_ALLOW_TARGETS", "my_cores")
+    assert train() == 1
+    entry = "entry in NVSUBQ_ALLOW_TARGETS 'my_cores'"
+    assert capsys.readouterr().err == f"error: allow-list {entry} must be 'pkg.*' or an exact dotted path.\n"
 
 
 def test_unknown_command(capsys):

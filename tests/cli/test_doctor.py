@@ -18,7 +18,8 @@ from nvsubq.ops import dispatch
 # Everything that the base install lacks.
 WITHOUT_EXTRAS = """
 import sys
-extra = "hydra lightning torchmetrics mlxtend sklearn nibabel nilearn matplotlib rich PIL jinja2 scipy"
+extra = "hydra lightning torchmetrics mlxtend sklearn skimage scipy nibabel nilearn"
+extra += " matplotlib rich PIL jinja2"
 for name in extra.split():
     sys.modules[name] = None
 from nvsubq.cli.main import main
@@ -88,6 +89,16 @@ def test_extras_that_are_missing(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "    lightning        1.0" in lines
     assert "  timm               not installed: pip install 'nvsubq[timm]'" in lines
     assert "  monai              installed" in lines
+    for extra in ("ocean", "slurm", "onnx", "docs"):
+        assert f"  {extra:<18} installed" in lines
+    assert not any(line.startswith("  test ") for line in lines)
+
+
+def test_extra_of_a_requirement_with_another_marker() -> None:
+    line = "triton>=3.6; (platform_system == 'Linux') and extra == 'test'"
+    match = doctor.REQUIREMENT.match(line)
+    assert match is not None
+    assert (match["name"], match["wanted"], match["extra"]) == ("triton", ">=3.6", "test")
 
 
 def test_not_installed_at_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from omegaconf import OmegaConf
 
+from nvsubq.cli import job_name
 from nvsubq.cli.sweep import params_of
 
 
@@ -14,9 +16,7 @@ def test_sweep(train, here, capsys):
     sweeps = [p for p in (here / "runs" / "mnist").iterdir() if p.name.startswith("sweep_")]
     assert len(sweeps) == 1
     runs = sorted(p.name for p in sweeps[0].iterdir() if p.is_dir())
-    assert len(runs) == 4
-    assert "core=mamba" in runs[0]
-    assert "seed=1" in runs[1]
+    assert runs == ["core=mamba,seed=0", "core=mamba,seed=1", "core=s5,seed=0", "core=s5,seed=1"]
     table = capsys.readouterr().out.splitlines()[-6:]
     assert "core" in table[1]
     assert "mamba" in table[3]
@@ -81,3 +81,39 @@ def test_sweep_with_a_key_that_one_core_lacks(train, here, capsys):
     assert "d_conv" in keys  # those of rglru
     assert "d_state" not in keys
     assert list(here.iterdir()) == []
+
+
+def named(*overrides: str, **params: str) -> str:
+    """What the names of a sweep's jobs leave out."""
+    hydra = {"overrides": {"task": list(overrides), "hydra": []}, "sweeper": {"params": params}}
+    config = OmegaConf.create({"hydra": hydra})
+    job_name.leave_out_constants(config)
+    return " ".join(config.hydra.overrides.hydra)
+
+
+def test_names_of_jobs_leave_out_what_is_not_swept():
+    key = "hydra.job.config.override_dirname.exclude_keys"
+    assert named("core=mamba,s5", "data=digits", "+a.b=1", "seed=range(3)") == f"{key}=['data','a.b']"
+    assert named("experiment=mine", "core=s5", core="mamba,s5") == f"{key}=['experiment']"
+    assert named("core=s5", "seed=0") == ""  # one job, named by all of them
+
+
+def test_names_of_jobs_are_short_and_differ():
+    same = ",".join(f"model.key{number}=0" for number in range(40))
+    names = {job_name.folder(f"{same},seed={seed}") for seed in range(3)}
+    assert len(names) == 3
+    assert {len(name) for name in names} == {job_name.LIMIT}
+    assert len(job_name.folder("name=" + 99 * "ø").encode()) <= job_name.LIMIT
+    assert job_name.folder("data.root=/a/b,seed=0") == "data.root=_a_b,seed=0"
+    assert job_name.folder("") == "job"
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_sweep_with_long_overrides(train, here, swept):
+    note = ",".join(f"{'x' * 300}{number}" for number in range(1 + swept))
+    assert train("-m", f"+note={note}", "seed=0,1", "trainer.fast_dev_run=true") == 0
+    jobs = sorted(path.parent.name for path in here.glob("runs/mnist/sweep_*/*/metrics.json"))
+    if not swept:
+        assert jobs == ["seed=0", "seed=1"]
+    assert len(jobs) == 2 + 2 * swept
+    assert all(len(name) <= job_name.LIMIT for name in jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -224,16 +225,24 @@ def test_interrupt_keeps_the_last_epoch_and_says_how_to_go_on(train, here, monke
     monkeypatch.setattr(EpochFigures, "on_train_epoch_start", interrupt)
     handler = signal.getsignal(signal.SIGINT)
     try:
-        assert train("hydra.run.dir=runs/a") == 130
+        assert train('hydra.run.dir="runs/a,depths=[1]"') == 130  # as a sweep names the folder of a job
     finally:
         signal.signal(signal.SIGINT, handler)
     captured = capsys.readouterr()
     assert captured.err == "stopped\n"
-    command = captured.out.rpartition("to go on from the last epoch: nvsubq ")[2].split()
+    command = shlex.split(captured.out.rpartition("to go on from the last epoch: nvsubq ")[2])
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert main([*command, "hydra.run.dir=runs/b"]) == 0
     assert [row["epoch"] for row in rows_of(here / "runs/b")] == ["0", "1"]
+
+
+def test_profiles_are_in_the_run_folder(train, here):
+    assert train("trainer.profiler=simple", "epochs=1", "hydra.run.dir=runs/a") == 0
+    for stage in ("fit", "test"):
+        assert (
+            "run_t" in (here / f"runs/a/{stage}-profile.txt").read_text()
+        )  # run_training_epoch, run_test_...
 
 
 def test_report_is_written_at_the_end(train, here, capsys):

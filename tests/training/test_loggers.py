@@ -30,7 +30,7 @@ def test_logger_without_its_package(tmp_path, monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for logger, package in (("tensorboard", "tensorboard"), ("wandb", "wandb")):
-        text = rf"`logger` \(={logger}\) needs the package '{package}'.*: pip install {package}"
+        text = rf"`logger` \(={logger}\) needs the package '{package}'.*: pip install 'nvsubq\[loggers\]'"
         with pytest.raises(ConfigError, match=text):
             check_config(composed(tmp_path, f"logger={logger}"))
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nvsubq.cli.paths import config_dir
 from nvsubq.lazy_config import ConfigError
 from nvsubq.training import CheckpointError, ClassificationTask, load_run, train
-from nvsubq.training.run_folder import RunFolder, remove_empty
+from nvsubq.training.run_folder import RunFolder, command_again, remove_empty
 
 SMALL = [
     "data=digits",
@@ -58,6 +60,23 @@ def test_remove_empty_stays_below_the_root(tmp_path):
     outside.mkdir(parents=True)
     remove_empty(outside, tmp_path / "runs")
     assert (tmp_path / "elsewhere").is_dir()
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "runs/mnist/2026-01-01_00-00-00",
+        "runs/x/baselines=False,data=digits,model.depths=[1]",
+        "my runs/it's {a: 1}",
+        'runs/a "b"',
+    ],
+)
+def test_the_command_to_go_on_can_be_pasted(folder):
+    words = shlex.split(command_again(Path(folder), resume=True))
+    assert words[:4] == ["nvsubq", "train", "--config-dir", folder]
+    (override,) = OverridesParser.create().parse_overrides(words[-1:])
+    assert override.key_or_group == "ckpt_path"
+    assert override.value() == folder
 
 
 def test_metrics_hold_null_for_what_is_not_finite(tmp_path):
@@ -107,6 +126,8 @@ def test_load_run_with_overrides(run):
         load_run(run, overrides=["data.rooot=x"])
     with pytest.raises(ConfigError, match="override 'data' must have the form key=value"):
         load_run(run, overrides=["data"])
+    with pytest.raises(ConfigError, match=r"`core` \(=mamba\) cannot be exchanged as a whole"):
+        load_run(run, overrides=["core=mamba"])
 
 
 def test_load_run_refusals(run, tmp_path):

@@ -87,7 +87,15 @@ def test_a_sweep_of_two_processes(tmp_path: Path) -> None:
         (cluster / name).write_text(script.replace("{folder}", str(cluster)))
         (cluster / name).chmod(0o755)
     command = [
-        *(sys.executable, "-m", "nvsubq.cli.main", "train", "-m", "hydra/launcher=slurm", "core=rglru"),
+        *(
+            sys.executable,
+            "-m",
+            "nvsubq.cli.main",
+            "train",
+            "-m",
+            "hydra/launcher=slurm",
+            "core=choice(rglru)",
+        ),
         *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"),
         *("hydra.launcher.gpus_per_node=null", "hydra.launcher.partition=short", "name=swept", "data=digits"),
         *("epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "model.depths=[1]"),
@@ -103,6 +111,6 @@ def test_a_sweep_of_two_processes(tmp_path: Path) -> None:
     asked = (cluster / "job.sh").read_text()
     for line in ("--nodes=1", "--ntasks-per-node=2", "--partition=short", "--job-name=swept"):
         assert f"#SBATCH {line}\n" in asked
-    (metrics,) = tmp_path.glob("runs/swept/sweep_*/*/metrics.json")
+    (metrics,) = tmp_path.glob("runs/swept/sweep_*/core=rglru/metrics.json")
     assert json.loads(metrics.read_text())["processes"] == 2
     assert "test/accuracy" in done.stdout  # the table of the sweep
