@@ -87,11 +87,11 @@ class SweepTable(Callback):
             except HydraException as error:
                 raise SweepRefused(error, overrides) from None
         leave_out_constants(config)
-        self.runs = runs = Path(str(config.paths.runs))
         wanted = Path(config.hydra.sweep.dir)
         self.folder, self.mark = begin(config, checked)
         if self.folder != wanted:
             _show(f"going on with the sweep {self.folder} (resume=false begins a new one)")
+        self.runs = runs = Path(str(config.paths.runs))
         current = self
 
     def finish(self, *, complete: bool) -> None:
