@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from nvsubq.cli.runs import add_command
@@ -55,23 +56,59 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(found: Comparison) -> None:
+    """The table; settings that leave no room for what was measured come below it, by the number of a line."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.measure import Measurement
     from rich.text import Text
 
     from nvsubq.training.table import show
 
+    console, settings = Console(), found.columns.index("runs")
+    unbounded = console.options.update(max_width=10**6)  # else what is too wide is measured as what fits
+    for kept in range(settings, -1, -1):
+        table = _table(found, kept, settings)
+        if Measurement.get(console, unbounded, table).maximum <= console.width:
+            break
+    show(console, table)
+    for line in _left_out(found, kept, settings):
+        show(console, Text(line))
+
+
+def _left_out(found: Comparison, kept: int, settings: int) -> list[str]:
+    """The settings that are no column: what most lines have, and by number what others have instead."""
+    names = found.columns[kept:settings]
+    values = [row[kept:settings] for row in found.rows]
+    most = [Counter(column).most_common(1)[0][0] for column in zip(*values, strict=True)]
+
+    def pairs(given: list[str], usual: list[str | None]) -> str:
+        told = zip(names, given, usual, strict=True)
+        return ", ".join(f"{name}={value or 'absent'}" for name, value, other in told if value != other)
+
+    lines = [f"all but those below: {pairs(most, [None] * len(most))}"] if names else []
+    numbered = ((number, pairs(row, list(most))) for number, row in enumerate(values, 1))
+    return lines + [f"{number}: {text}" for number, text in numbered if text]
+
+
+def _table(found: Comparison, kept: int, settings: int) -> Any:
+    """Lines of so many of the settings and all that was measured; numbered where settings are left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    numbered = kept < settings
+
+    def line(row: list[str], number: str) -> list[Text]:
+        return [Text(cell) for cell in (*([number] if numbered else []), *row[:kept], *row[settings:])]
+
     table = Table()
-    first = found.columns.index("runs")
-    for number, name in enumerate(found.columns):
-        table.add_column(Text(name), justify="left" if number < first else "right")
-    for row in found.rows:
-        table.add_row(*map(Text, row))
+    for number, name in enumerate(line(found.columns, "")):
+        table.add_column(name, justify="left" if number < kept + numbered else "right", no_wrap=True)
+    for number, row in enumerate(found.rows, 1):
+        table.add_row(*line(row, str(number)))
     if found.baselines:
         table.add_section()
-    for row in found.baselines:
-        table.add_row(*map(Text, row), style="dim")
-    show(Console(), table)
+    for row in found.baselines:  # the name is in the first column
+        table.add_row(*line(row, row[0] if not kept else ""), style="dim")
+    return table
 
 
 def markdown(found: Comparison) -> str:

@@ -148,6 +148,27 @@ def test_markdown_and_table(tmp_path, capsys):
     assert "0.2500" in capsys.readouterr().out
 
 
+def test_settings_that_find_no_room_come_below(tmp_path, capsys, monkeypatch):
+    """What was measured is never cut; what most runs share is said once."""
+    for number in range(3):
+        settings = {"a_setting_of_a_long_name": number // 2, "another_one_as_long": "x" * number}
+        write(tmp_path / str(number), dice=0.5 + number / 10, **settings)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["compare", str(tmp_path)]) == 0
+    assert "a_setting_of_a_long_name" in capsys.readouterr().out.splitlines()[1]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["compare", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "runs" in lines[1]
+    assert "parameters" in lines[1]
+    assert "a_setting" not in lines[1]
+    assert "│ 3 │" in lines[5]
+    assert "0.7000" in lines[5]
+    below = " ".join(lines[7:])
+    assert "all but those below: a_setting_of_a_long_name=0" in below
+    assert "3: a_setting_of_a_long_name=1, another_one_as_long=xx" in below
+
+
 def test_no_run_is_an_error(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "nowhere")]) == 1
     assert "does not exist" in capsys.readouterr().err
