@@ -27,10 +27,6 @@ VARIABLES = ("CUDA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_",
 """Beginnings of what `hydra.job.env_set` may set: how fast something runs, not what runs."""
 
 
-LATER = ("filename", "run", "sweep", "job", "runtime", "overrides", "help", "hydra_help")
-"""Keys with names and folders that may only be known when a job runs."""
-
-
 @contextmanager
 def guarded() -> Iterator[None]:
     """While it lasts, Hydra composes no config whose `hydra:` is refused.
@@ -59,11 +55,10 @@ def check(section: DictConfig) -> None:
     Raises:
         ConfigError: it names the key, its value and what is allowed.
     """
-    for name, value in _items(section, "hydra"):
-        if name in ("callbacks", "launcher", "sweeper"):
-            _check_targets(value, f"hydra.{name}")
-        elif name in ("hydra_logging", "job_logging"):
-            _check_logging(value, f"hydra.{name}")
+    for name in ("callbacks", "launcher", "sweeper"):
+        _check_targets(_value(section, name, "hydra"), f"hydra.{name}")
+    for name in ("hydra_logging", "job_logging"):
+        _check_logging(_value(section, name, "hydra"), f"hydra.{name}")
     for name, value in _items(section.job.env_set, "hydra.job.env_set"):
         if not str(name).startswith(VARIABLES):
             raise ConfigError(
@@ -79,13 +74,18 @@ def _items(node: Any, key: str) -> Iterator[tuple[Any, Any]]:
         return
     names: Any = node if isinstance(node, DictConfig) else range(len(node))
     for name in names:
-        if OmegaConf.is_missing(node, name) or name in LATER:
-            continue
-        try:
-            yield name, node[name]
-        except OmegaConfBaseException as error:  # what it will be later nobody knows
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(f"`{key}.{name}` cannot be resolved: {reason}", key) from error
+        if not OmegaConf.is_missing(node, name):
+            yield name, _value(node, name, key)
+
+
+def _value(node: Any, name: Any, key: str) -> Any:
+    try:
+        return node[name]
+    except OmegaConfBaseException as error:
+        if name == "filename":  # of a log file, which may lie in the folder of a job that has not begun
+            return None
+        reason = str(error).partition("\n")[0]  # what it will be later nobody knows
+        raise ConfigError(f"`{key}.{name}` cannot be resolved: {reason}", key) from error
 
 
 def _check_targets(value: Any, key: str) -> None:

@@ -19,6 +19,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"callbacks": {"x": {"_target_": "nvsubq.cli.sweep.SweepTable", "y": [{"_target_": "os.mkdir"}]}}},
         r"`hydra.callbacks.x.y.0._target_` (='os.mkdir') is refused",
     ),
+    "callback of a name that Hydra uses": (
+        {"callbacks": {"job": {"_target_": "os.mkdir", "path": MADE}}},
+        r"`hydra.callbacks.job._target_` (='os.mkdir') is refused",
+    ),
+    "a logger's file": (
+        {"job_logging": {"handlers": {"y": {"filename": {"()": "os.mkdir"}}}}},
+        r"`hydra.job_logging.handlers.y.filename.()` (='os.mkdir') is refused",
+    ),
     "callback by interpolation": (
         {"callbacks": {"x": "${node}"}},
         r"`hydra.callbacks.x._target_` (='os.mkdir') is refused",
