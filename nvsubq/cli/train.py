@@ -88,7 +88,7 @@ class _Job:
         from hydra.core.hydra_config import HydraConfig
 
         settings = HydraConfig.get()
-        sweeping = settings.mode is not None and settings.mode.name == "MULTIRUN"
+        sweeping = _is_sweep(settings)
         here = "basic_launcher" in settings.launcher._target_
         # Lightning starts the other processes of DDP with the arguments of this one.
         sys.argv = self.argv
@@ -108,14 +108,13 @@ class _Job:
 
     def _train(self, config: Any, settings: Any) -> float | None:
         folder = Path(settings.runtime.output_dir)
-        sweeping = settings.mode is not None and settings.mode.name == "MULTIRUN"
         try:
             _say("loading ...")
             from nvsubq.training.runner import quiet_lightning, train
 
             quiet_lightning()
             _say("")
-            figures = _taken_over(config, settings, _shown(folder)) if sweeping else None
+            figures = _taken_over(config, settings, _shown(folder)) if _is_sweep(settings) else None
             if figures is None:
                 figures = train(config, _shown(folder), command=list(settings.overrides.task))
         finally:
@@ -124,6 +123,10 @@ class _Job:
             # Hydra has made it; a run that goes on with another, or is not the first process, left it empty.
             remove_empty(folder, Path(config.paths.runs))
         return figures["metrics"].get("val/accuracy", figures["metrics"].get("val/dice"))
+
+
+def _is_sweep(settings: Any) -> bool:
+    return settings.mode is not None and settings.mode.name == "MULTIRUN"
 
 
 def _taken_over(config: Any, settings: Any, folder: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nvsubq.cores.base import LTV_LRNN
+from nvsubq.cores.base import LTV_LRNN, check_bool
 from nvsubq.models.blocks import Block, LocalConv, drop_path_rates, make_norm
 from nvsubq.models.features import FeatureMethods
 from nvsubq.models.patch import CONVOLUTIONS, ConvStem, PatchEmbed, PatchMerge
@@ -295,8 +295,7 @@ def _check_without_convolutions(spatial_dims: int, stem: str, local_conv: int, p
 
 
 def _check_class_token(class_token: bool, depths: Sequence[int]) -> None:
-    if not isinstance(class_token, bool):
-        raise ValueError(f"`class_token` (={class_token!r}) must be True or False.")
+    check_bool(class_token=class_token)
     if class_token and len(depths) > 1:
         raise ValueError(
             f"`class_token` (={class_token}) needs one stage; "

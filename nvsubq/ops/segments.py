@@ -50,10 +50,7 @@ def segments_of(
     table = None
     if seq_idx is not None:
         integers("seq_idx", seq_idx, (batch, length), "[B, L]")
-        table = seq_idx.to(
-            device=device or seq_idx.device,
-            dtype=torch.int64 if seq_idx.dtype == torch.int64 else torch.int32,
-        )
+        table = seq_idx.to(device or seq_idx.device)
     if cu_seqlens is not None:
         table = _from_borders(batch, length, cu_seqlens, device)
     if lengths is not None:

@@ -80,6 +80,13 @@ def test_a_lazy_conjugate_of_a_state_is_updated() -> None:
         torch.testing.assert_close(y, 0.5 + b)
 
 
+def test_a_lazy_negative_of_a_state_is_updated() -> None:
+    a, b = torch.full((5,), 0.5), torch.randn(2, 5)
+    for state in (torch.ones(2, 5), torch._neg_view(-torch.ones(2, 5))):
+        torch.testing.assert_close(linear_state_update(state, a, b, backend="native"), 0.5 + b)
+        torch.testing.assert_close(state.resolve_neg(), 0.5 + b)
+
+
 def test_an_update_tells_autograd() -> None:
     state, weight = torch.zeros(1, 3, 2), torch.randn(1, 3, 2, requires_grad=True)
     loss = (state * weight).sum()

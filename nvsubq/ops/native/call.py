@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
@@ -68,6 +68,11 @@ def borders(length: int, cells: int) -> int:
     return (length - 1) // cells if length else 0
 
 
+def strides_of(tensors: Sequence[Tensor | None]) -> list[Strides | None]:
+    """How each tensor lies in memory."""
+    return [None if t is None else t.stride() for t in tensors]
+
+
 def _like(tensor: Any) -> Tensor:
     """A dense tensor of this shape and dtype, in half the time that `new_empty` takes."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
@@ -91,8 +96,9 @@ class NativeCall:
         self.device = arguments[op.tensors[0]].device
         self.walks = self.reverse is not False or any(arguments[n] is not None for n in ("seq_idx", "order"))
         self.saved_elements, self.dtype = native.saved(arguments)
-        self.odd = any(readable(t) is not t for t in tensors)
-        self.strides = [None if t is None else t.stride() for t in map(readable, tensors)]
+        given = [readable(t) for t in tensors]
+        self.odd = any(t is not own for t, own in zip(given, tensors, strict=True))
+        self.strides = strides_of(given)
         # By pass and by the tables that a walk has. Of each thread, since a call writes to them: the backward
         # of CUDA tensors runs on one of autograd's.
         self.packed: dict[int, dict[tuple[str, str], Struct]] = {}
@@ -162,11 +168,10 @@ class NativeCall:
 
     def restored(self, tensors: Tensors) -> tuple[Tensors, str]:
         """Tensors that autograd kept, and how they lie where a hook gave back others (`save_on_cpu` does)."""
-        strides = [None if t is None else t.stride() for t in tensors]
-        if strides == self.strides:
+        if strides_of(tensors) == self.strides:
             return tensors, ""
         tensors = tuple([readable(t) for t in tensors])
-        return tensors, f" laid {[None if t is None else t.stride() for t in tensors]}"
+        return tensors, f" laid {strides_of(tensors)}"
 
     def run_forward(
         self, tensors: Tensors, tables: Tables, *, keep: bool, end: bool = True, into: Tensor | None = None

@@ -54,18 +54,17 @@ class UpdateCall:
         tensors = {name: arguments[name] for name in update.tensors if name != "state"}
         state = arguments["state"]
         self.y, _ = update.outputs(arguments)
-        self.lazy = any(t is not None and t.is_complex() for t in (state, *tensors.values()))
-        self.odd = self.lazy or any(readable(t) is not t for t in tensors.values())
-        self.apart = torch._debug_has_internal_overlap(state) == _OVERLAPS or not (  # type: ignore[attr-defined]
-            kind.any_stride or readable(state) is state
-        )
         plain = {name: readable(t) for name, t in tensors.items()}
+        self.odd = any(plain[name] is not t for name, t in tensors.items())
+        lazy = state.is_conj() or state.is_neg()
+        overlaps = torch._debug_has_internal_overlap(state) == _OVERLAPS  # type: ignore[attr-defined]
+        self.apart = lazy or overlaps or not (kind.any_stride or readable(state) is state)
         self.packed = _pack(kind.native, update, {**arguments, **plain, "state": self.memory(state)}, self.y)
 
     def memory(self, state: Tensor) -> Tensor:
         """The state's memory, or a copy where the kernel cannot write there."""
-        if self.apart or (self.lazy and state.is_conj()):
-            return state.clone(memory_format=torch.contiguous_format).resolve_conj()
+        if self.apart:
+            return state.clone(memory_format=torch.contiguous_format).resolve_conj().resolve_neg()
         return state
 
     def __call__(self, tensors: Tensors) -> Tensor:
