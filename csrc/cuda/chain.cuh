@@ -4,12 +4,14 @@
 // A block knows what its tile does to a state, (P, H), before it knows the state that enters: it publishes that, takes
 // the nearest state before it that is known, applies the tiles between in order, and publishes the state that leaves.
 // However many tiles that are, the same products and sums are made in the same order, so the bits do not depend on
-// timing. Tiles are handed out by a ticket: what a block waits for belongs to one that already runs.
+// timing. A block's tile is its index: blocks begin in that order (CUB's scans rely on it too), so what one waits for
+// belongs to one that already runs.
 #ifndef NVSUBQ_CUDA_CHAIN_CUH
 #define NVSUBQ_CUDA_CHAIN_CUH
 
 #include "columns.cuh"
 #include "entry.h"
+#include "overlap.cuh"
 
 namespace nvsubq {
 
@@ -25,12 +27,25 @@ __host__ __device__ __forceinline__ int64_t borders(int64_t length, int tile) {
   return length > tile ? (length - 1) / tile : 0;
 }
 
+// Division of 0 .. 2^31 - 1 by a number that the host knows.
+struct Divisor {
+  uint32_t by, factor, shift;
+
+  Divisor() = default;
+  explicit Divisor(int64_t number) : by(number > 0 && number <= INT32_MAX ? uint32_t(number) : 1), shift(0) {
+    while ((uint32_t(1) << shift) < by) ++shift;
+    factor = uint32_t((uint64_t(1) << (31 + shift)) / by + 1);
+  }
+  __device__ __forceinline__ uint32_t quotient(uint32_t x) const { return __umulhi(2 * x, factor) >> shift; }
+};
+
 // How channels, rows and steps are spread over blocks.
 struct Tiling {
   int64_t run;                         // channels of one block of the walk
   int groups_of_block, groups, tiles;  // groups of 32 lanes; tiles of a walk
   int warps;                           // of a CUDA block, each with its chunk
   int lanes;                           // neighbouring channels of a lane
+  Divisor by_rank, by_row, by_block;   // blocks of a rank, groups of a row, and of a block of the walk
 
   // Tiles of at most `warps` chunks of `steps` steps, all alike if they are `even`. A rule of the length alone.
   template <class Args>
@@ -43,6 +58,7 @@ struct Tiling {
     const int64_t chunks = ceil_div(a.length < 1 ? 1 : a.length, steps);
     t.tiles = int(ceil_div(chunks, warps));
     t.warps = even || t.tiles == 1 ? int(ceil_div(chunks, t.tiles)) : warps;
+    t.by_rank = Divisor(a.batch * t.groups), t.by_row = Divisor(t.groups), t.by_block = Divisor(t.groups_of_block);
     return t;
   }
   template <class Args>
@@ -50,6 +66,12 @@ struct Tiling {
     return a.batch * groups * tiles;
   }
 };
+
+// Whether walks are so many that none has to be fast, for kernels that are built with both reaches of `look_back`.
+template <class Args>
+bool many_walks(const Args& a, const Tiling& t) {
+  return a.batch * t.groups >= 10;
+}
 
 template <class Args>
 int check_tiling(const Args& a, const Tiling& t) {
@@ -60,11 +82,9 @@ int check_tiling(const Args& a, const Tiling& t) {
   return NVSUBQ_OK;
 }
 
-// What blocks tell each other, first in the workspace and zeroed before a launch: the ticket, and per tile and channel
-// a product, a sum and a state, in words of 32 bits, with a mark beside each that says the word is there: no fence
-// is needed.
+// What blocks tell each other, first in the workspace and zeroed before a launch: per tile and channel a product, a sum
+// and a state, in words of 32 bits, with a mark beside each that says the word is there: no fence is needed.
 struct Links {
-  uint32_t* ticket;
   uint64_t* words;
   int64_t columns, bytes;
 
@@ -73,7 +93,6 @@ struct Links {
     Links links;
     links.columns = a.batch * t.groups * 32 * t.lanes;
     const int64_t words = t.tiles > 1 ? links.columns * t.tiles * 3 * int64_t(sizeof(N) / 4) : 0;
-    links.ticket = arena.take<uint32_t>(t.tiles > 1 ? 1 : 0);
     links.words = arena.take<uint64_t>(words);
     links.bytes = arena.bytes();
     return links;
@@ -113,15 +132,15 @@ NVSUBQ_BOTH bool ask(const Links& links, int rank, int kind, int64_t column, N* 
   return there;
 }
 
-// The state that enters the tile of this rank (1 or more); `initial` enters that of rank 0.
-template <class N>
+// The state that enters the tile of this rank (1 or more); `initial` enters that of rank 0. Looks at REACH tiles at
+// once: few walks hang on how fast a state goes along one, many on the registers that looking takes.
+template <int REACH, class N>
 __device__ __forceinline__ N look_back(const Links& links, int rank, int64_t column, N initial) {
-  constexpr int kReach = sizeof(N) == 4 ? 4 : 2;
   for (;;) {
-    N state[kReach], product[kReach], sum[kReach];
-    bool known[kReach], linked[kReach];
+    N state[REACH], product[REACH], sum[REACH];
+    bool known[REACH], linked[REACH];
 #pragma unroll
-    for (int i = 0; i < kReach; ++i) {
+    for (int i = 0; i < REACH; ++i) {
       const int from = rank - 1 - i;
       known[i] = linked[i] = false;
       if (from < 0) {
@@ -129,7 +148,7 @@ __device__ __forceinline__ N look_back(const Links& links, int rank, int64_t col
         continue;
       }
       known[i] = ask(links, from, kState, column, &state[i]);
-      if (i + 1 < kReach) {
+      if (i + 1 < REACH) {
         linked[i] = ask(links, from, kProduct, column, &product[i]);
         linked[i] = ask(links, from, kSum, column, &sum[i]) && linked[i];
       }
@@ -138,38 +157,31 @@ __device__ __forceinline__ N look_back(const Links& links, int rank, int64_t col
     bool open = true;
     N s = initial;
 #pragma unroll
-    for (int i = 0; i < kReach; ++i) {
+    for (int i = 0; i < REACH; ++i) {
       if (use < 0 && open && known[i]) use = i, s = state[i];
       open = open && linked[i];
     }
     if (use < 0) continue;
 #pragma unroll
-    for (int i = kReach - 2; i >= 0; --i)
+    for (int i = REACH - 2; i >= 0; --i)
       if (i < use) s = fold(product[i], sum[i], s);
     return s;
   }
 }
 
-// A block's tile. In 32 bits, which `check_tiling` sees to: registers are scarce.
-struct Tile {
-  int row, group, block, rank;  // rank: of the tile in the order of the chain
+// A block's tile, and this thread's place in it. In 32 bits, which `check_tiling` sees to: registers are scarce.
+struct TilePlace {
+  int row, group, block, rank;  // group: of lanes; rank: of the tile in the order of the chain
   uint32_t abreast;             // among the tiles of its rank
-};
+  int channel;                  // the first of this lane
+  bool live;                    // whether there is such a channel
 
-// And this thread's place in it.
-struct TilePlace : Tile {
-  int channel;  // the first of this lane
-  bool live;    // whether there is such a channel
-
-  __device__ __forceinline__ TilePlace(const Tiling& t, const Links& links, Tile* shared) {
-    if (threadIdx.x == 0) {
-      const uint32_t ticket = t.tiles > 1 ? atomicAdd(links.ticket, 1u) : blockIdx.x;
-      const uint32_t of_rank = gridDim.x / uint32_t(t.tiles), abreast = ticket % of_rank;
-      const int group = int(abreast % uint32_t(t.groups));
-      *shared = {int(abreast / uint32_t(t.groups)), group, group / t.groups_of_block, int(ticket / of_rank), abreast};
-    }
-    __syncthreads();
-    *static_cast<Tile*>(this) = *shared;
+  __device__ __forceinline__ explicit TilePlace(const Tiling& t) {
+    const uint32_t of_rank = t.by_rank.quotient(blockIdx.x);
+    abreast = blockIdx.x - of_rank * t.by_rank.by, rank = int(of_rank);
+    const uint32_t of_row = t.by_row.quotient(abreast);
+    row = int(of_row), group = int(abreast - of_row * t.by_row.by);
+    block = int(t.by_block.quotient(uint32_t(group)));
     const int within = ((group - block * t.groups_of_block) * 32 + int(threadIdx.x & 31)) * t.lanes;
     live = within < t.run;
     channel = block * int(t.run) + within;
@@ -184,7 +196,6 @@ struct TilePlace : Tile {
 template <class N, int WARPS>
 struct TileMemory {
   N product[WARPS][32], sum[WARPS][32], entering[32];
-  Tile tile;
 };
 
 // What a run of chunks does to a state.
@@ -215,31 +226,32 @@ __device__ __forceinline__ Link<N> chunks_before(const TileMemory<N, WARPS>& mem
 }
 
 // The state that enters the tile, in a column of the links; `s` enters the walk. Blocks that follow get what leaves it.
-template <bool BACK, class N, int WARPS>
+template <bool BACK, int REACH = 2, class N, int WARPS>
 __device__ __forceinline__ N linked(const TileMemory<N, WARPS>& memory, const Tiling& t, const Links& links,
-                                    const Tile& tile, int64_t column, N s) {
+                                    const TilePlace& tile, int64_t column, N s) {
   if (t.tiles == 1) return s;
+  wait_for_the_last();  // which zeroed the links
   const Link<N> all = chunks_before<BACK>(memory, t, BACK ? -1 : t.warps);
   const bool last = tile.rank == t.tiles - 1;
   if (tile.rank && !last) {
     tell(links, tile.rank, kProduct, column, all.product);
     tell(links, tile.rank, kSum, column, all.sum);
   }
-  if (tile.rank) s = look_back(links, tile.rank, column, s);
+  if (tile.rank) s = look_back<REACH>(links, tile.rank, column, s);
   if (!last) tell(links, tile.rank, kState, column, fold(all.product, all.sum, s));
   return s;
 }
 
 // The state that enters the chunk of this warp, once each chunk's product and sum are in `memory`. One warp gets, from
 // other blocks, the state that enters the tile; `initial` enters the walk.
-template <bool BACK, class N, int WARPS>
+template <bool BACK, int REACH = 2, class N, int WARPS>
 __device__ __forceinline__ N entering_state(TileMemory<N, WARPS>& memory, const Tiling& t, const Links& links,
                                             const TilePlace& place, const nvsubq_tensor& initial) {
   const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) / 32;
   Link<N> before;
   if (warp == (BACK ? t.warps - 1 : 0)) {
     const N s = place.live ? read_state<N>(initial, place.row, place.channel) : N{};
-    memory.entering[lane] = linked<BACK>(memory, t, links, place, place.column(), s);
+    memory.entering[lane] = linked<BACK, REACH>(memory, t, links, place, place.column(), s);
   } else {
     before = chunks_before<BACK>(memory, t, warp);  // while that warp waits
   }
@@ -247,10 +259,25 @@ __device__ __forceinline__ N entering_state(TileMemory<N, WARPS>& memory, const 
   return fold(before.product, before.sum, memory.entering[lane]);
 }
 
-// Zeroes what blocks will tell each other.
-inline int clear_links(const Links& links, cudaStream_t stream) {
-  if (!links.bytes) return NVSUBQ_OK;
-  return status_of(cudaMemsetAsync(links.ticket, 0, size_t(links.bytes), stream), "links of tiles");
+// Zeroes what blocks will tell each other, while the kernel that needs it fetches its inputs.
+template <int THREADS>
+__global__ void __launch_bounds__(THREADS) clear_words(ulonglong2* words, int64_t count) {
+  let_the_next_start();
+  const int64_t step = int64_t(gridDim.x) * THREADS;
+  for (int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x; i < count; i += step) words[i] = {0, 0};
+}
+// Queues a kernel whose blocks are linked.
+template <class... Parameters, class... Given>
+int launch_linked(const char* name, void (*kernel)(Parameters...), const Links& links, dim3 grid, dim3 block,
+                  cudaStream_t stream, const Given&... given) {
+  if (!links.bytes) return launch(name, kernel, grid, block, 0, stream, given...);
+  constexpr int kThreads = 512;
+  constexpr int64_t kMostBlocks = 256;  // which all start at once, so that the next kernel does soon
+  const int64_t count = links.bytes / int64_t(sizeof(ulonglong2)), blocks = ceil_div(count, kThreads);
+  const dim3 few(unsigned(blocks < kMostBlocks ? blocks : kMostBlocks));
+  auto* const words = reinterpret_cast<ulonglong2*>(links.words);
+  if (const int status = launch(name, clear_words<kThreads>, few, kThreads, 0, stream, words, count)) return status;
+  return launch_next(name, kernel, grid, block, stream, given...);
 }
 
 // Column sums of `from` [rows][columns], in a fixed order whatever the launch: block (32, 32), `done(column, sum)`.

@@ -58,7 +58,7 @@ __device__ __forceinline__ void store_pairs(const nvsubq_tensor& t, const Chunk<
 }
 
 // Turns the inputs of a chunk into its states. `saved` has the states that enter tiles of `tile_back` steps.
-template <class Args, int WARPS, int R>
+template <int REACH, class Args, int WARPS, int R>
 __device__ __forceinline__ void scan_pairs(const Args& a, TileMemory<float, WARPS> (&memory)[2], const Tiling& tiling,
                                            const Links& links, const TilePlace& place, const Chunk<R>& chunk,
                                            int tile_back, const float (&decay)[2][R], float (&in)[2][R]) {
@@ -78,7 +78,7 @@ __device__ __forceinline__ void scan_pairs(const Args& a, TileMemory<float, WARP
   __syncthreads();
   for (int v = warp; v < 2; v += tiling.warps) {  // a warp for each: they wait side by side
     const float s = place.live ? read_state<float>(a.initial_state, place.row, place.channel + v) : 0.0f;
-    memory[v].entering[lane] = linked<false>(memory[v], tiling, links, place, place.column(v, 2), s);
+    memory[v].entering[lane] = linked<false, REACH>(memory[v], tiling, links, place, place.column(v, 2), s);
   }
   Link<float> before[2];
 #pragma unroll

@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(LinearSizes<T, CX>::warps_back * 32, LinearSiz
   __shared__ TileMemory<N, Sizes::warps_back> memory;
   __shared__ N states[Sizes::warps_back][32];  // the sums of the forward's chunks
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) & 31;
-  const TilePlace place(tiling, links, &memory.tile);
+  const TilePlace place(tiling);
   const int tile = tiling.tiles - 1 - place.rank, first = (tile * Sizes::warps_back + warp) * R;
   const Chunk<R> chunk(walk.steps(place.row, place.block), place.row, first, place.live);
   const LinearChannel<T, CX, MODE> here(a, place);
@@ -185,11 +185,10 @@ int run_backward(const Linear& a, cudaStream_t stream) {
   Arena arena(a.workspace);
   const Links links = Links::in<Number<T, CX>>(arena, a, tiling);
   const LinearPartial<T, CX> partial(arena, a, tiling, MODE);
-  if (const int status = clear_links(links, stream)) return status;
   const char* name = "linear_scan backward";
   const dim3 grid(unsigned(tiling.count(a))), block(tiling.warps * 32);
-  if (const int status = launch(name, backward_kernel<T, CX, MODE>, grid, block, 0, stream, a, Walk(a), tiling, links,
-                                partial))
+  if (const int status = launch_linked(name, backward_kernel<T, CX, MODE>, links, grid, block, stream, a, Walk(a),
+                                       tiling, links, partial))
     return status;
   if (MODE != kVarying && present(a.d_a)) {
     const int64_t columns = a.width * (CX ? 2 : 1);

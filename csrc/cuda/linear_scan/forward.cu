@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(LinearSizes<T, CX>::warps * 32, LinearSizes<T,
   constexpr int R = Sizes::steps;
   __shared__ TileMemory<N, Sizes::warps> memory;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) & 31;
-  const TilePlace place(tiling, links, &memory.tile);
+  const TilePlace place(tiling);
   const int first = (place.rank * tiling.warps + warp) * R;
   const Chunk<R> chunk(walk.steps(place.row, place.block), place.row, first, place.live);
   const LinearChannel<T, CX, MODE> here(a, place);
@@ -51,9 +51,9 @@ int run_forward(const Linear& a, cudaStream_t stream) {
   if (const int status = check_tiling(a, tiling)) return status;
   Arena arena(a.workspace);
   const Links links = Links::in<Number<T, CX>>(arena, a, tiling);
-  if (const int status = clear_links(links, stream)) return status;
   const dim3 grid(unsigned(tiling.count(a))), block(tiling.warps * 32);
-  return launch("linear_scan forward", forward_kernel<T, CX, MODE>, grid, block, 0, stream, a, Walk(a), tiling, links);
+  return launch_linked("linear_scan forward", forward_kernel<T, CX, MODE>, links, grid, block, stream, a, Walk(a),
+                       tiling, links);
 }
 
 }  // namespace

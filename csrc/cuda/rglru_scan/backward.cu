@@ -12,7 +12,7 @@ T* partial_in(Arena& arena, const Rglru& a, const Tiling& t) {  // [B tiles, kPa
   return arena.take<T>(a.batch * t.tiles * kParameters * a.width);
 }
 
-template <class T>
+template <class T, int REACH>
 __global__ void __launch_bounds__(RglruSizes<T>::warps_back * 32, sizeof(T) == 4 ? 3 : 1)
     backward_kernel(const __grid_constant__ Rglru a, const __grid_constant__ Walk walk,
                     const __grid_constant__ Tiling tiling, const __grid_constant__ Links links, T* partial) {
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(RglruSizes<T>::warps_back * 32, sizeof(T) == 4
   __shared__ TileMemory<T, Sizes::warps_back> memory;
   __shared__ T states[Sizes::warps_back][32];  // the sums of the forward's chunks
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) & 31;
-  const TilePlace place(tiling, links, &memory.tile);
+  const TilePlace place(tiling);
   const int tile = tiling.tiles - 1 - place.rank, first = (tile * Sizes::warps_back + warp) * R;
   const Chunk<R> chunk(walk.steps(place.row, place.block), place.row, first, place.live);
   const RglruChannel<T> here(a, place);
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(RglruSizes<T>::warps_back * 32, sizeof(T) == 4
              : read_state<T>(a.initial_state, place.row, place.channel);
   }
   __syncthreads();
-  coming = entering_state<true>(memory, tiling, links, place, a.d_final_state);
+  coming = entering_state<true, REACH>(memory, tiling, links, place, a.d_final_state);
 #pragma unroll 4
   for (int w = 0; w < warp; ++w) s = fold(memory.product[w][lane], states[w][lane], s);
   for_starts(chunk, [&](auto starts) {
@@ -147,11 +147,12 @@ int run_backward(const Rglru& a, cudaStream_t stream) {
   Arena arena(a.workspace);
   const Links links = Links::in<T>(arena, a, tiling);
   T* partial = partial_in<T>(arena, a, tiling);
-  if (const int status = clear_links(links, stream)) return status;
   const char* name = "rglru_scan backward";
   const dim3 grid(unsigned(tiling.count(a))), sums(unsigned(ceil_div(a.width * kParameters, 32)));
-  if (const int status = launch(name, backward_kernel<T>, grid, dim3(tiling.warps * 32), 0, stream, a, Walk(a), tiling,
-                                links, partial))
+  constexpr int kFar = sizeof(T) == 4 ? 4 : 2;
+  const auto kernel = many_walks(a, tiling) ? backward_kernel<T, 2> : backward_kernel<T, kFar>;
+  if (const int status = launch_linked(name, kernel, links, grid, dim3(tiling.warps * 32), stream, a, Walk(a),
+                                       tiling, links, partial))
     return status;
   return launch(name, sum_parameters<T>, sums, dim3(32, 32), 0, stream, a, static_cast<const T*>(partial),
                 a.batch * tiling.tiles);

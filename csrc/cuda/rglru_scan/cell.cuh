@@ -171,7 +171,7 @@ NVSUBQ_BOTH void keep_state(const Chunk<R>& chunk, T (&decay)[R], T (&in)[R]) {
 
 int64_t rglru_workspace(const Rglru& a);
 int rglru_forward(const Rglru& a, cudaStream_t stream);
-// The forward of two channels a lane, where the tensors over cells are all bf16, or fp16, and lie so.
+// The forward of two channels a lane, where the tensors over cells have one dtype of at most 32 bits and lie so.
 bool in_pairs(const Rglru& a);
 int64_t pairs_workspace(const Rglru& a);
 int forward_in_pairs(const Rglru& a, cudaStream_t stream);

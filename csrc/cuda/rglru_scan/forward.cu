@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(RglruSizes<T>::warps * 32, sizeof(T) == 4 ? 3 
   constexpr int R = Sizes::steps, kPart = R < 8 ? R : 8;
   __shared__ TileMemory<T, Sizes::warps> memory;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) & 31;
-  const TilePlace place(tiling, links, &memory.tile);
+  const TilePlace place(tiling);
   const int first = (place.rank * tiling.warps + warp) * R;
   const Chunk<R> chunk(walk.steps(place.row, place.block), place.row, first, place.live);
   const RglruChannel<T> here(a, place);
@@ -70,9 +70,8 @@ int run_forward(const Rglru& a, cudaStream_t stream) {
   if (const int status = check_tiling(a, tiling)) return status;
   Arena arena(a.workspace);
   const Links links = Links::in<T>(arena, a, tiling);
-  if (const int status = clear_links(links, stream)) return status;
-  return launch("rglru_scan forward", forward_kernel<T>, dim3(unsigned(tiling.count(a))), dim3(tiling.warps * 32), 0,
-                stream, a, Walk(a), tiling, links);
+  return launch_linked("rglru_scan forward", forward_kernel<T>, links, dim3(unsigned(tiling.count(a))),
+                       dim3(tiling.warps * 32), stream, a, Walk(a), tiling, links);
 }
 
 }  // namespace

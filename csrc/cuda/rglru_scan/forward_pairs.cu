@@ -1,5 +1,5 @@
-// `rglru_scan`, forward, for half precision: two channels a lane. Chunks and tiles are those of one channel a lane, and
-// so are the bits: which of the two runs depends on how tensors lie.
+// `rglru_scan`, forward, two channels a lane. Chunks and tiles are those of one channel a lane, and so are the bits:
+// which of the two runs depends on how tensors lie.
 #include "../pairs.cuh"
 #include "cell.cuh"
 
@@ -8,17 +8,18 @@ namespace {
 
 constexpr int kWarps = RglruSizes<float>::warps, kSteps = RglruSizes<float>::steps;
 
+template <class Raw, int REACH>
 __global__ void __launch_bounds__(kWarps * 32, 2)
     forward_pairs(const __grid_constant__ Rglru a, const __grid_constant__ Walk walk,
                   const __grid_constant__ Tiling tiling, const __grid_constant__ Links links) {
   constexpr int R = kSteps;
   __shared__ TileMemory<float, kWarps> memory[2];
-  const TilePlace place(tiling, links, &memory[0].tile);
+  const TilePlace place(tiling);
   const int first = (place.rank * tiling.warps + int(threadIdx.x) / 32) * R;
   const Chunk<R> chunk(walk.steps(place.row, place.block), place.row, first, place.live);
   const bool brain = a.x.dtype == NVSUBQ_BF16;
   const RglruChannel<float> here[2] = {{a, place, 0}, {a, place, 1}};
-  uint32_t r[R], i[R], x[R];
+  Raw r[R], i[R], x[R];
   load_pairs(a.r, chunk, place.channel, r);
   load_pairs(a.i, chunk, place.channel, i);
   load_pairs(a.x, chunk, place.channel, x);
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     }
   }
   keep_state(chunk, decay[0], in[0]), keep_state(chunk, decay[1], in[1]);
-  scan_pairs(a, memory, tiling, links, place, chunk, RglruSizes<float>::tile_back, decay, in);
+  scan_pairs<REACH>(a, memory, tiling, links, place, chunk, RglruSizes<float>::tile_back, decay, in);
   if (here[0].gated) {
     load_pairs(a.gate, chunk, place.channel, x);
 #pragma unroll
@@ -45,15 +46,25 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       in[0][j] *= here[0].gelu(g.x).value, in[1][j] *= here[0].gelu(g.y).value;
     }
   }
-  store_pairs<uint32_t>(a.y, chunk, place.channel, brain, in);
+  store_pairs<Raw>(a.y, chunk, place.channel, brain, in);
 }
 
 Tiling tiling_of(const Rglru& a) { return Tiling::of(a, kWarps, kSteps, true, 2); }
 
+template <class Raw, int REACH>
+int run_pairs(const Rglru& a, cudaStream_t stream) {
+  const Tiling tiling = tiling_of(a);
+  if (const int status = check_tiling(a, tiling)) return status;
+  Arena arena(a.workspace);
+  const Links links = Links::in<float>(arena, a, tiling);
+  return launch_linked("rglru_scan forward", forward_pairs<Raw, REACH>, links, dim3(unsigned(tiling.count(a))),
+                       dim3(tiling.warps * 32), stream, a, Walk(a), tiling, links);
+}
+
 }  // namespace
 
 bool in_pairs(const Rglru& a) {
-  if (!pairs_up(a) || (a.x.dtype != NVSUBQ_BF16 && a.x.dtype != NVSUBQ_F16)) return false;
+  if (!pairs_up(a)) return false;
   for (const nvsubq_tensor* t : {&a.x, &a.r, &a.i, &a.gate, &a.y})
     if (!lies_in_pairs(*t, a.x.dtype)) return false;
   return true;
@@ -65,13 +76,10 @@ int64_t pairs_workspace(const Rglru& a) {
 }
 
 int forward_in_pairs(const Rglru& a, cudaStream_t stream) {
-  const Tiling tiling = tiling_of(a);
-  if (const int status = check_tiling(a, tiling)) return status;
-  Arena arena(a.workspace);
-  const Links links = Links::in<float>(arena, a, tiling);
-  if (const int status = clear_links(links, stream)) return status;
-  return launch("rglru_scan forward", forward_pairs, dim3(unsigned(tiling.count(a))), dim3(tiling.warps * 32), 0,
-                stream, a, Walk(a), tiling, links);
+  const bool many = many_walks(a, tiling_of(a));
+  if (a.x.dtype == NVSUBQ_F32)
+    return many ? run_pairs<RawPair<4>::type, 2>(a, stream) : run_pairs<RawPair<4>::type, 4>(a, stream);
+  return many ? run_pairs<RawPair<2>::type, 2>(a, stream) : run_pairs<RawPair<2>::type, 4>(a, stream);
 }
 
 }  // namespace nvsubq

@@ -9,8 +9,8 @@
 
 #include <cuda_runtime.h>
 
-#include "../launch.h"
 #include "../math.cuh"
+#include "../overlap.cuh"
 #include "../storage.cuh"
 
 namespace nvsubq {
@@ -19,50 +19,7 @@ constexpr int kStepThreads = 128;
 constexpr int kStepWarps = kStepThreads / 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Lets the next kernel start as soon as every block has come here.
-__device__ __forceinline__ void let_the_next_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_for_the_last() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// Whether the current device starts kernels before the last has ended.
-inline bool overlaps() {
-  static thread_local int known_device = -1;
-  static thread_local bool known = false;
-  int device = 0, major = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
-  if (device != known_device) {
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return false;
-    known_device = device;
-    known = major >= 9;
-  }
-  return known;
-}
-
 #if defined(__CUDACC__)
-// Queues a kernel that waits for the one before it by itself.
-template <class... Parameters, class... Given>
-int launch_next(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
-                const Given&... given) {
-  if (!grid.x || !grid.y || !grid.z) return NVSUBQ_OK;
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = overlaps() ? 1 : 0;
-  return status_of(cudaLaunchKernelEx(&config, kernel, Parameters(given)...), name);
-}
-
 // Calls todo(compute, stored) with values of the compute dtype and of the dtype of activations and projections.
 template <class Args, class F>
 int for_step(const Args& a, int32_t dtype, F todo) {
