@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
         _check_report(args)
     from rich.console import Console
 
+    from nvsubq.training.quiet import quiet_lightning
     from nvsubq.training.report_data import read_record
-    from nvsubq.training.runner import quiet_lightning
     from nvsubq.training.table import duration, show
 
     quiet_lightning()
@@ -246,7 +246,7 @@ def _refresh(
 def _figures(record: Record, loaded: LoadedRun) -> dict[str, Any]:
     """What metrics.json says of an interrupted run, as far as it can still be known."""
     from nvsubq.training import system
-    from nvsubq.training.runner import core_name, core_target
+    from nvsubq.training.build import core_name, core_target
 
     config, task = loaded.config, loaded.task
     last = record.rows[-1] if record.rows else {}

@@ -110,7 +110,8 @@ class _Job:
         folder = Path(settings.runtime.output_dir)
         try:
             _say("loading ...")
-            from nvsubq.training.runner import quiet_lightning, train
+            from nvsubq.training.quiet import quiet_lightning
+            from nvsubq.training.runner import train
 
             quiet_lightning()
             _say("")

@@ -26,8 +26,9 @@ from nvsubq.models.shapes import (
     per_axis,
     plain_tensor,
 )
+from nvsubq.nd.building import made_like
 from nvsubq.nd.factory import ModuleFactory
-from nvsubq.nd.mixer import NDMixer, made_like
+from nvsubq.nd.mixer import NDMixer
 from nvsubq.ops.slabs import Slabs
 
 __all__ = ["NDBackbone"]

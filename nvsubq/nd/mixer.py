@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nvsubq.nd.factory import ModuleFactory
+from nvsubq.nd.building import builders_of, built, directions, made_like, one_each, share_of
 from nvsubq.nd.fusion import Fusion
 from nvsubq.nd.schedule import Path, Schedule, plan_scan
 from nvsubq.nd.streams import Beside
@@ -23,7 +23,6 @@ from nvsubq.ops.walks import plan_walk
 __all__ = ["MambaND", "NDMixer"]
 
 SHARINGS = ("none", "all", "all+direction")
-_DIRECTION_STD = 0.02
 
 
 class NDMixer(nn.Module):
@@ -94,20 +93,20 @@ class NDMixer(nn.Module):
             raise TypeError(f"`bidirectional` (={bidirectional!r}) must be True or False.")
         self.bidirectional, self.scan, self.fuse, self.share = bidirectional, scan, fuse, share
         plan = plan_scan(scan, layer_idx, bidirectional)
-        builders = _builders(core, plan, share)
-        width = _share_of(d_model, len(plan.paths)) if plan.split else d_model
+        builders = builders_of(core, plan, share)
+        width = share_of(d_model, len(plan.paths)) if plan.split else d_model
 
-        first = _built(builders[0], width, layer_idx, plan.split)
+        first = built(builders[0], width, layer_idx, plan.split)
         self.causal = len(builders) > 1 or getattr(first, "causal", True) is not False
         if not self.causal:  # every walk would see the same cells: one does, and sees all channels
             if plan.split:
-                first = _built(builders[0], d_model, layer_idx)
+                first = built(builders[0], d_model, layer_idx)
             plan, builders, width = Schedule((Path("row_major", False),)), builders[:1], d_model
         shared = share != "none"
         self.paths = tuple(path._replace(core="core_layer") for path in plan.paths) if shared else plan.paths
         cores = [first]
-        for build in _one_each(builders, 1 if shared else len(self.paths))[1:]:
-            cores.append(_built(build, width, layer_idx, plan.split))
+        for build in one_each(builders, 1 if shared else len(self.paths))[1:]:
+            cores.append(built(build, width, layer_idx, plan.split))
         if len({id(module) for module in cores}) < len(cores):
             raise ValueError("`core` must build a fresh module at each call: two walks got the same one.")
         for path, module in zip(self.paths, cores, strict=False):
@@ -119,7 +118,7 @@ class NDMixer(nn.Module):
         self.d_model = width * len(self.paths) if width is not None and self.split else width
         made = made_like(first)
         self.fusion = Fusion(fuse, len(self.paths), self.d_model, self.split, **made)
-        self.direction = _directions(len(self.paths), width, made) if share == "all+direction" else None
+        self.direction = directions(len(self.paths), width, made) if share == "all+direction" else None
         self._walking = {path.core: _takes_walk(getattr(self, path.core)) for path in self.paths}
 
     @property
@@ -296,54 +295,6 @@ class MambaND(NDMixer):
         super().__init__(mamba_layer_cfg, bidirectional=bidirectional)
 
 
-def _builders(core: Any, plan: Schedule, share: str) -> list[ModuleFactory]:
-    """The factory of all walks, or one for each."""
-    if not isinstance(core, Sequence) or isinstance(core, str):
-        return [ModuleFactory(core, "core")]
-    if share != "none":
-        raise ValueError(f"`core` (a list of {len(core)}) must be one factory where `share` (={share!r}).")
-    if len(core) != len(plan.paths):
-        walks = ", ".join(f"{path.order}{' from its end' if path.reverse else ''}" for path in plan.paths)
-        raise ValueError(
-            f"`core` (a list of {len(core)}) must have one factory for each of {len(plan.paths)} walks: "
-            f"{walks}."
-        )
-    return [ModuleFactory(factory, "core") for factory in core]
-
-
-def _one_each(builders: list[ModuleFactory], count: int) -> list[ModuleFactory]:
-    return builders if len(builders) == count else builders * count
-
-
-def _built(
-    build: ModuleFactory, width: int | None, layer_idx: int | None, is_share: bool = False
-) -> nn.Module:
-    _check_width(width, build.bound.get("d_model"), is_share)
-    core = build(d_model=width, layer_idx=layer_idx)
-    _check_width(width, getattr(core, "d_model", None), is_share)
-    return core
-
-
-def _check_width(width: int | None, other: Any, is_share: bool) -> None:
-    if width is None or not isinstance(other, int) or other == width:
-        return
-    if is_share:
-        raise ValueError(
-            f"The share of each walk in `d_model` (={width} channels) differs from the `d_model` (={other}) "
-            f"that is bound in `core`; leave the core's out, or make them equal."
-        )
-    raise ValueError(
-        f"`d_model` (={width}) differs from the `d_model` (={other}) that is bound in `core`; "
-        f"leave the core's out, or make them equal."
-    )
-
-
-def _share_of(d_model: int | None, walks: int) -> int | None:
-    if d_model is not None and d_model % walks:
-        raise ValueError(f"`d_model` (={d_model}) must be divisible by the {walks} walks that split it.")
-    return None if d_model is None else d_model // walks
-
-
 def _shares(cells: Tensor, walks: int) -> Sequence[Tensor]:
     if cells.shape[-1] % walks:
         raise ValueError(
@@ -351,24 +302,6 @@ def _shares(cells: Tensor, walks: int) -> Sequence[Tensor]:
             "that split them."
         )
     return cells.chunk(walks, -1)
-
-
-def made_like(core: nn.Module) -> dict[str, Any]:
-    """The `device` and `dtype` of what works beside a core: of its parameters, those kept in fp32 apart."""
-    floats = [p for p in core.parameters() if p.is_floating_point()]
-    if not floats:
-        return {}
-    like = min(floats, key=lambda p: p.dtype.itemsize)
-    return {"device": like.device, "dtype": like.dtype}
-
-
-def _directions(walks: int, width: int | None, made: dict[str, Any]) -> nn.Parameter | None:
-    """A vector for each walk, `[P, C]`, added to the input of the core that they share."""
-    if walks == 1:
-        return None
-    if width is None:
-        raise ValueError("`share` (='all+direction') needs `d_model`: the core does not tell its width.")
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(walks, width, **made), std=_DIRECTION_STD))
 
 
 def _takes_walk(core: nn.Module) -> bool:

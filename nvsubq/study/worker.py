@@ -92,7 +92,8 @@ def train_run(config_text: str, folder: Path, overrides: list[str]) -> None:
     from omegaconf import OmegaConf
 
     from nvsubq.training.durable import write_whole
-    from nvsubq.training.runner import quiet_lightning, train
+    from nvsubq.training.quiet import quiet_lightning
+    from nvsubq.training.runner import train
 
     started = time.time()
     config: Any = OmegaConf.create(config_text)

@@ -183,3 +183,15 @@ def build_task(config: DictConfig, datamodule: Any) -> Task:
     if datamodule.task == "regression":
         late["readout"] = datamodule.readout
     return instantiate(config.task, model=instantiate(config.model), **late)
+
+
+def core_target(config: DictConfig) -> str:
+    """The dotted path of the core, or of the model where that has none of the config's core in it."""
+    written = str(OmegaConf.to_container(config.model, resolve=False))
+    node = config.core if "${core" in written and config.get("core") else config.model
+    return str(node.get("_target_"))
+
+
+def core_name(config: DictConfig) -> str:
+    """The last part of `core_target`."""
+    return core_target(config).rsplit(".", 1)[-1]

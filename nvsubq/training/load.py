@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,26 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path | None, list[CheckpointE
             "no checkpoint of this run is whole:\n  " + "\n  ".join(str(problem) for problem in problems)
         )
     return None, []
+
+
+def resume_path(path: str | None, warn: Callable[[str], None] = lambda text: None) -> Path | None:
+    """The checkpoint to resume: a file, or the newest one of a run folder that is whole.
+
+    Raises:
+        CheckpointError: it does not exist.
+    """
+    if path is None:
+        return None
+    found: Path | None = Path(path)
+    if Path(path).is_dir():
+        found, problems = newest_checkpoint(Path(path) / "checkpoints")
+        for problem in problems:
+            warn(f"{problem} Going on from {PREVIOUS}.")
+    if found is None or not found.is_file():
+        raise CheckpointError(
+            f"`ckpt_path` (={path}) is neither a checkpoint nor a run folder with checkpoints/last.ckpt."
+        )
+    return found.resolve()
 
 
 def check_container(path: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from nvsubq.lazy_config import ConfigError, instantiate
 from nvsubq.training import processes, system
-from nvsubq.training.build import build_datamodule, build_task, check_config
-from nvsubq.training.callbacks import EpochFigures, FiniteLoss, MetricsFile
+from nvsubq.training.build import build_datamodule, build_task, check_config, core_name, core_target
 from nvsubq.training.checkpoints import Checkpoints
 from nvsubq.training.load import (
     BROKEN,
@@ -31,25 +27,17 @@ from nvsubq.training.load import (
     load_weights,
     newest_checkpoint,
     read_checkpoint,
+    resume_path,
 )
 from nvsubq.training.loggers import Loggers
 from nvsubq.training.nan_watch import NAN_FILE
 from nvsubq.training.position import Position
-from nvsubq.training.progress import EpochProgress
 from nvsubq.training.run_folder import RunFolder, command_again
-from nvsubq.training.scores import lower_is_better
 from nvsubq.training.sharded import is_sharded
 from nvsubq.training.table import final_table, show
 from nvsubq.training.task import Task
+from nvsubq.training.trainer import build_trainer
 from nvsubq.training.unfinished import fingerprint
-
-# Lightning warns of what is chosen here on purpose; everything else it warns of is shown.
-QUIET = (
-    r"The '\w+' does not have many workers",
-    r"The number of training batches .* is smaller than the logging interval",
-    r"Using `DistributedSampler` with the dataloaders",  # what it fills up is left out of the score
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
-)
 
 
 class ReportError(RuntimeError):
@@ -146,7 +134,18 @@ class _Training:
             check_fits(self.task, read_checkpoint(self.resume)["state_dict"], self.resume)
         if self.run is not None and not (self.run.resumed and (self.folder / "resolved.yaml").is_file()):
             self.run.write_config(OmegaConf.to_yaml(config), OmegaConf.to_yaml(config, resolve=True))
-        self.trainer = self._trainer()
+        built = build_trainer(
+            config,
+            self.task,
+            self.folder,
+            begins_with=[self.position],
+            earlier=self.resume.parent.parent / "metrics.csv" if self.resume is not None else None,
+            loggers=self.loggers,
+            saved=self.run.link_latest if self.run is not None else lambda: None,
+            warn=self._warn,
+            console=self.console,
+        )
+        self.trainer, self.checkpoints, self.stopping = built
         # Filling fresh memory with NaN guards nothing here and costs time; the bits are the same without.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -172,68 +171,6 @@ class _Training:
     def left_something(self) -> bool:
         """Whether the run folder holds what a user wants after a failure."""
         return any(self.folder.glob("checkpoints/*.ckpt")) or (self.folder / NAN_FILE).is_file()
-
-    def _trainer(self) -> L.Trainer:
-        config, task = self.config, self.task
-        monitor = config.checkpoint.monitor or task.monitor
-        if monitor not in task.scores:
-            raise ConfigError(f"`checkpoint.monitor` (={monitor!r}) must be one of {', '.join(task.scores)}.")
-        mode = config.checkpoint.mode or ("min" if lower_is_better(monitor) else "max")
-        if mode not in ("max", "min"):
-            raise ConfigError(f"`checkpoint.mode` (={mode!r}) must be max, min or null.")
-        saved = self.run.link_latest if self.run is not None else lambda: None
-        self.checkpoints = Checkpoints(
-            self.folder / "checkpoints",
-            monitor,
-            mode,
-            saved,
-            warn=self._warn,
-            every_s=config.checkpoint.get("every_s"),
-            every_steps=config.checkpoint.get("every_steps"),
-        )
-        callbacks: list[Any] = [self.position, EpochFigures(), FiniteLoss()]
-        if config.early_stopping.patience is not None:
-            self.stopping = EarlyStopping(
-                monitor,
-                mode=mode,
-                patience=config.early_stopping.patience,
-                min_delta=config.early_stopping.min_delta,
-            )
-            callbacks.append(self.stopping)
-        callbacks += self._watching()
-        if config.metrics_csv:
-            earlier = self.resume.parent.parent / "metrics.csv" if self.resume is not None else None
-            callbacks.append(MetricsFile(self.folder / "metrics.csv", earlier))
-        if config.trainer.get("enable_progress_bar", True) is not False:
-            callbacks.append(EpochProgress(self.console))
-        callbacks.append(self.checkpoints)
-        values = OmegaConf.to_container(config, resolve=True)
-        loggers = self.loggers.build(config.logger or {}, self.folder, values)
-        return self._checked_trainer(
-            callbacks=callbacks,
-            logger=loggers or False,
-            enable_checkpointing=True,
-            enable_model_summary=False,
-            default_root_dir=str(self.folder),
-        )
-
-    def _watching(self) -> list[Any]:
-        built = {name: instantiate(node) for name, node in (self.config.get("callbacks") or {}).items()}
-        for name, callback in built.items():
-            if not isinstance(callback, L.Callback):
-                kind = type(callback).__name__
-                raise ConfigError(f"`callbacks.{name}` builds a {kind}, which is no lightning.Callback.")
-        return list(built.values())
-
-    def _checked_trainer(self, **late: Any) -> L.Trainer:
-        try:
-            trainer = instantiate(self.config.trainer, **late)
-        except TypeError as error:  # Lightning's, of an option of a wrong type
-            raise ConfigError(f"`trainer`: {error}") from error
-        if self.config.trainer.get("profiler") is not None and trainer.profiler.filename is None:
-            # Lightning would log what it measured, which is quiet here.
-            trainer.profiler.dirpath, trainer.profiler.filename = str(self.folder), "profile"
-        return trainer
 
     def fit(self) -> None:
         """Trains."""
@@ -350,43 +287,3 @@ def write_report(run: Path) -> None:
             f"the run in {run} is complete, but its report could not be written: "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def resume_path(path: str | None, warn: Callable[[str], None] = lambda text: None) -> Path | None:
-    """The checkpoint to resume: a file, or the newest one of a run folder that is whole.
-
-    Raises:
-        CheckpointError: it does not exist.
-    """
-    if path is None:
-        return None
-    found: Path | None = Path(path)
-    if Path(path).is_dir():
-        found, problems = newest_checkpoint(Path(path) / "checkpoints")
-        for problem in problems:
-            warn(f"{problem} Going on from {PREVIOUS}.")
-    if found is None or not found.is_file():
-        raise CheckpointError(
-            f"`ckpt_path` (={path}) is neither a checkpoint nor a run folder with checkpoints/last.ckpt."
-        )
-    return found.resolve()
-
-
-def core_target(config: DictConfig) -> str:
-    """The dotted path of the core, or of the model where that has none of the config's core in it."""
-    written = str(OmegaConf.to_container(config.model, resolve=False))
-    node = config.core if "${core" in written and config.get("core") else config.model
-    return str(node.get("_target_"))
-
-
-def core_name(config: DictConfig) -> str:
-    """The last part of `core_target`."""
-    return core_target(config).rsplit(".", 1)[-1]
-
-
-def quiet_lightning() -> None:
-    """Leaves out Lightning's notices of what is chosen on purpose, for this process."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in QUIET:
-        warnings.filterwarnings("ignore", message=message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nvsubq.training.runner import quiet_lightning
+from nvsubq.training.quiet import quiet_lightning
 
 
 @pytest.fixture(autouse=True)

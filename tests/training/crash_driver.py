@@ -19,7 +19,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from nvsubq.cli.paths import config_dir
-from nvsubq.training.runner import quiet_lightning, train
+from nvsubq.training.quiet import quiet_lightning
+from nvsubq.training.runner import train
 
 KILLS = 10
 CONFIG = (

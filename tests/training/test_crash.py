@@ -23,7 +23,7 @@ from nvsubq.cli.paths import config_dir
 from nvsubq.training import CheckpointError, runner, train, unfinished
 from nvsubq.training.checkpoints import Checkpoints
 from nvsubq.training.load import newest_checkpoint, read_checkpoint
-from nvsubq.training.runner import quiet_lightning
+from nvsubq.training.quiet import quiet_lightning
 
 
 def run(root: Path, *overrides: str, name: str = "a") -> Path:

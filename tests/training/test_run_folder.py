@@ -99,7 +99,7 @@ def test_latest_names_the_newest_run(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("run")
-    from nvsubq.training.runner import quiet_lightning
+    from nvsubq.training.quiet import quiet_lightning
 
     quiet_lightning()
     figures = train(composed(*SMALL, f"paths.runs={root}", "core=s5", "core.d_state=8"), root / "mnist" / "a")
