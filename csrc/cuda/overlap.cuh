@@ -23,21 +23,29 @@ __device__ __forceinline__ void wait_for_the_last() {
 #endif
 }
 
-// Whether the current device starts kernels before the last has ended.
+#if defined(__CUDACC__)
+template <int>
+__global__ void overlap_probe() {}
+
+// Whether kernels may start before the last has ended: whether what runs on the current device was compiled with the
+// waits above, and not for an older one, from which the driver makes code for any newer.
 inline bool overlaps() {
   static thread_local int known_device = -1;
   static thread_local bool known = false;
-  int device = 0, major = 0;
+  int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return false;
   if (device != known_device) {
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return false;
+    cudaFuncAttributes found = {};
+    if (cudaFuncGetAttributes(&found, overlap_probe<0>) != cudaSuccess) {
+      cudaGetLastError();
+      return false;
+    }
     known_device = device;
-    known = major >= 9;
+    known = found.ptxVersion >= 90;
   }
   return known;
 }
 
-#if defined(__CUDACC__)
 // Queues a kernel that waits for the one before it by itself.
 template <class... Parameters, class... Given>
 int launch_next(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,

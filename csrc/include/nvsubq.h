@@ -67,7 +67,8 @@ typedef struct nvsubq_tensor {
 
 /* s_k = a_k g_k s_{k-1} + f_k B_k u_k, y_k = (C_k s_k + D u_k) SiLU(z_k), with 2 Re(C_k s_k) where A and so the states
  * are complex. Forward and backward take the same struct; a forward reads none of the d_ tensors, and fills `saved`
- * for a backward unless it is null. Gradients of complex tensors are dL/dRe + i dL/dIm. */
+ * for a backward unless it is null. Gradients of complex tensors are dL/dRe + i dL/dIm. On CUDA d_delta may be delta:
+ * the gradient then replaces it. */
 typedef struct nvsubq_selective_scan_args {
   uint32_t size, abi;
   int64_t batch, length, width, states, groups, blocks;

@@ -220,6 +220,8 @@ class _Inner(torch.autograd.Function):
         into = {"B": d_B, "C": d_C, "z": d_z}
         if carry is None:
             given = (*inputs, None)
+            if xz.is_cuda:
+                into["delta"] = given[1]  # which is not needed any more
             scan: Any = SELECTIVE_SCAN.prepared(given, (True, calls.discretization), *calls.walk)
             grads = scan.backward(d_y, None, saved, given, *calls.tables, into)
         else:

@@ -197,10 +197,14 @@ def _walk_back(
     d_x_dbl = torch.empty_like(x_dbl)
     d_low, d_B, d_C = _parts(w, d_x_dbl, batch, length)
     scan = walks.scan(tensors, s)
-    found = scan.run_backward(d_y, None, saved, tensors, tables, {"B": d_B, "C": d_C, "z": d_z})
+    into = {"B": d_B, "C": d_C, "z": d_z}
+    if d_xz.is_cuda:
+        into["delta"] = left  # whose gradient is used up before that of x is made
+    found = scan.run_backward(d_y, None, saved, tensors, tables, into)
     d_u, d_delta, d_A, _, _, d_D, _, d_bias = found[:8]
     del tensors, found
-    d_delta, d_rows = d_delta.view(-1, D), d_u.view(-1, D)
+    d_delta = d_delta.as_strided((batch * length, D), d_delta.stride()[1:])
+    d_rows = d_u.view(-1, D)
     torch.mm(d_delta, w.dt_proj[s], out=d_low)
     d_dt_proj = product(d_delta.t(), low, ctx.dtypes[4])
     del d_delta

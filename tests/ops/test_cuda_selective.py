@@ -12,6 +12,8 @@ import pytest
 import torch
 from cases import Case, case_of, cases, check, outcome
 
+from nvsubq.ops.selective import SELECTIVE_SCAN
+
 pytestmark = pytest.mark.gpu
 
 ALL = case_of("selective_scan", "all")  # every optional tensor of Mamba, softplus
@@ -68,3 +70,33 @@ def test_the_same_bits_every_time(length: int, dtype: torch.dtype) -> None:
     first, second = outcome(case, "native", dtype, "cuda"), outcome(case, "native", dtype, "cuda")
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("states", [16, 40])
+def test_the_gradient_of_delta_may_replace_it(states: int, dtype: torch.dtype) -> None:
+    B, L, D = 2, 1200, 72
+    make = torch.Generator("cuda").manual_seed(3)
+
+    def random(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
+        return torch.randn(shape, device="cuda", generator=make).to(of)
+
+    wide = random(B, L, 2 * D)
+    kept = wide.clone()
+    delta = wide[..., :D]
+    order = torch.randperm(L, device="cuda", generator=make)
+    A, skip, bias = -random(D, states, of=torch.float32).exp(), random(D), random(D)
+    rows = random(B, L, D), delta, A, random(B, L, states), random(B, L, states), skip, random(B, L, D)
+    tensors = *rows, bias, None, None, None, None
+    call = SELECTIVE_SCAN.prepared(tensors, (True, "mamba"), None, order, False, "native")
+    _, _, saved = call.forward(tensors, None, order)
+    d_y = random(B, L, D)
+    expected = call.backward(d_y, None, saved, tensors, None, order)
+    found = call.backward(d_y, None, saved, tensors, None, order, {"delta": delta})  # type: ignore[call-arg]
+    for name, one, other in zip(SELECTIVE_SCAN.tensors, expected, found, strict=True):
+        assert (one is None) == (other is None), name
+        if one is not None and other is not None:
+            assert torch.equal(one, other), name
+    assert expected[1] is not None
+    assert torch.equal(delta, expected[1])
+    assert torch.equal(wide[..., D:], kept[..., D:])  # and nothing else

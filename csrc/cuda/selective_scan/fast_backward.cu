@@ -53,10 +53,10 @@ template <class S>
 __global__ void __launch_bounds__(kBackThreads, 3)
     selective_fast_backward(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                             const __grid_constant__ Chunks chunks, const __grid_constant__ Partials<float> partials,
-                            const __grid_constant__ Options is, bool carried) {
+                            const __grid_constant__ Pieces pieces, const __grid_constant__ Options is) {
   extern __shared__ __align__(16) char memory[];
   auto& m = *reinterpret_cast<BackwardMemory*>(memory);
-  const Piece at_piece(a, chunks, blockIdx.x);
+  const Piece at_piece(a, chunks, pieces, blockIdx.x);
   const int64_t row = at_piece.row, states = a.states;
   const Steps steps = walk.steps(row, at_piece.group * a.blocks / chunks.groups);
   const int64_t chunk_begin = at_piece.group * chunks.run + at_piece.chunk % chunks.per_group * chunks.width;
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kBackThreads, 3)
       computing.A[i] = is_real(i) ? read_any<float>(a.A, at(a.A, channel, n)) * kLog2e : 0.0f;
       computing.d_A[i] = computing.q[i] = 0;
       if (!is_real(i)) continue;
-      if (carried)
+      if (pieces.count > 1)
         computing.q[i] = partials.A.sums[at_piece.number * a.width * states + element + after(i)];
       else if (has(a.d_final_state))
         computing.q[i] = given(a.d_final_state, i);
@@ -179,12 +179,12 @@ template <class S>
 int run(const Selective& a, const Partials<float>& partials, float* sums, cudaStream_t stream) {
   const Chunks chunks(a);
   const Options is = options_of(a);
-  const int64_t pieces = pieces_of(a.length);
-  if (pieces > 1)
+  const Pieces pieces(a, false);
+  if (pieces.count > 1)
     if (const int status = carry<S>(a, false, is, partials.A.sums, sums, stream)) return status;
-  const dim3 grid(unsigned(a.batch * pieces * chunks.count));
+  const dim3 grid(unsigned(a.batch * pieces.count * chunks.count));
   if (const int status = launch("selective_scan backward", selective_fast_backward<S>, grid, kBackThreads,
-                                sizeof(BackwardMemory), stream, a, Walk(a), chunks, partials, is, pieces > 1))
+                                sizeof(BackwardMemory), stream, a, Walk(a), chunks, partials, pieces, is))
     return status;
   return add_up(a, partials, chunks.groups, stream);
 }
@@ -195,8 +195,8 @@ struct Plan {
   float* sums;  // of delta, [pieces][D]
 
   Plan(const Selective& a, void* memory)
-      : arena(memory), partials(arena, a, Chunks(a).count, a.batch * pieces_of(a.length)),
-        sums(arena.take<float>(a.batch * pieces_of(a.length) * a.width)) {}
+      : arena(memory), partials(arena, a, Chunks(a).count, a.batch * Pieces(a, false).count),
+        sums(arena.take<float>(a.batch * Pieces(a, false).count * a.width)) {}
 };
 
 }  // namespace

@@ -36,13 +36,13 @@ __device__ __forceinline__ void walk_window(const Window& m, const int (&here)[2
 template <class S, bool FORTH>
 __global__ void __launch_bounds__(kBackThreads, 6)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
-                    const __grid_constant__ Chunks chunks, const __grid_constant__ Options is,
-                    float* __restrict__ local, float* __restrict__ sums) {
+                    const __grid_constant__ Chunks chunks, const __grid_constant__ Pieces pieces,
+                    const __grid_constant__ Options is, float* __restrict__ local, float* __restrict__ sums) {
   extern __shared__ __align__(16) char memory[];
   auto& m = *reinterpret_cast<Window*>(memory);
   const int64_t parts = (chunks.width + kWide - 1) / kWide;
-  const Piece at_piece(a, chunks, blockIdx.x / parts);
-  if (at_piece.piece == (FORTH ? pieces_of(a.length) - 1 : 0)) return;  // nothing comes after it
+  const Piece at_piece(a, chunks, pieces, blockIdx.x / parts);
+  if (at_piece.piece == (FORTH ? pieces.count - 1 : 0)) return;  // nothing comes after it
   const int64_t row = at_piece.row, states = a.states;
   const Steps steps = walk.steps(row, at_piece.group * a.blocks / chunks.groups);
   const int64_t group_end = (at_piece.group + 1) * chunks.run;
@@ -102,9 +102,9 @@ __global__ void __launch_bounds__(kBackThreads, 6)
 
 // In place: what each piece makes becomes what arrives at it.
 __global__ void __launch_bounds__(128)
-    selective_arrive(const __grid_constant__ Selective a, bool forth, float* __restrict__ local,
+    selective_arrive(const __grid_constant__ Selective a, int64_t pieces, bool forth, float* __restrict__ local,
                      const float* __restrict__ sums) {
-  const int64_t i = int64_t(blockIdx.x) * 128 + threadIdx.x, each = a.width * a.states, pieces = pieces_of(a.length);
+  const int64_t i = int64_t(blockIdx.x) * 128 + threadIdx.x, each = a.width * a.states;
   if (i >= a.batch * each) return;
   const int64_t row = i / each, element = i - row * each;
   const int64_t channel = uint32_t(element) / uint32_t(a.states), n = element - channel * a.states;
@@ -135,13 +135,14 @@ __global__ void __launch_bounds__(128)
 template <class S>
 int carry(const Selective& a, bool forth, const Options& is, float* arriving, float* sums, cudaStream_t stream) {
   const Chunks chunks(a);
-  const dim3 grid(unsigned(a.batch * pieces_of(a.length) * chunks.count * ceil_div(chunks.width, kWide)));
+  const Pieces pieces(a, forth);
+  const dim3 grid(unsigned(a.batch * pieces.count * chunks.count * ceil_div(chunks.width, kWide)));
   const auto kernel = forth ? selective_carry<S, true> : selective_carry<S, false>;
   if (const int status = launch("selective_scan carry", kernel, grid, kBackThreads, sizeof(Window), stream, a, Walk(a),
-                                chunks, is, arriving, sums))
+                                chunks, pieces, is, arriving, sums))
     return status;
   const dim3 all(unsigned(ceil_div(a.batch * a.width * a.states, 128)));
-  return launch("selective_scan arrive", selective_arrive, all, 128, 0, stream, a, forth, arriving,
+  return launch("selective_scan arrive", selective_arrive, all, 128, 0, stream, a, pieces.count, forth, arriving,
                 static_cast<const float*>(sums));
 }
 

@@ -38,15 +38,14 @@ __global__ void __launch_bounds__(Is::threads, BLOCKS)
   const float* const states = entering ? entering + piece * a.width * a.states : nullptr;
   Computing<S, Is> computing(m, a, row, first, run - within, states);
   __syncthreads();
+  const int first_step = int(begin), steps_there = int(there);
   for (int i = -1; i <= tiles; ++i) {
     if (i >= 0 && i < tiles) {
-      const int64_t tile_begin = int64_t(i) * T, left = there - tile_begin;
-      const int here = int(left < T ? left : T), slot = i & (kRing - 1);
+      const int here = min(T, steps_there - i * T), slot = i & (kRing - 1);
       const bool starts = m.cells[slot].any_starts();
       constexpr int most = T < kBorder ? T : kBorder;
       for (int from = 0; from < here; from += most) {
-        const int64_t step = begin + tile_begin + from;
-        const int count = here - from < most ? here - from : most;
+        const int step = first_step + i * T + from, count = min(most, here - from);
         if (a.saved && step && step % kBorder == 0) computing.keep(step / kBorder - 1);
         if (starts)
           computing.template run<true>(i & 1, slot, from, count);
@@ -61,7 +60,8 @@ __global__ void __launch_bounds__(Is::threads, BLOCKS)
 
 template <class S, class Is, int BLOCKS>
 int run(const Selective& a, const float* entering, cudaStream_t stream) {
-  const int64_t pieces = entering ? pieces_of(a.length) : 1, each = entering ? piece_steps(a.length) : a.length;
+  const Pieces cut(a, true);
+  const int64_t pieces = entering ? cut.count : 1, each = entering ? cut.each : a.length;
   const dim3 grid(unsigned(a.batch * pieces * a.groups * ceil_div(a.width / a.groups, Is::channels)));
   return launch("selective_scan", selective_fast_forward<S, Is, BLOCKS>, grid, Is::threads,
                 sizeof(typename Is::Memory), stream, a, Walk(a), options_of(a),
@@ -70,7 +70,7 @@ int run(const Selective& a, const float* entering, cudaStream_t stream) {
 
 // A long walk over few channels is cut, by a rule of one row's shape.
 bool is_cut(const Selective& a) {
-  return a.states <= kMostFast && a.length > 16 * a.width && pieces_of(a.length) > 1;
+  return a.states <= kMostFast && a.length > 16 * a.width && Pieces(a, true).count > 1;
 }
 
 struct Plan {
@@ -78,7 +78,7 @@ struct Plan {
   float *entering, *sums;
 
   Plan(const Selective& a, void* memory) : arena(memory) {
-    const int64_t pieces = is_cut(a) ? a.batch * pieces_of(a.length) : 0;
+    const int64_t pieces = is_cut(a) ? a.batch * Pieces(a, true).count : 0;
     entering = arena.take<float>(pieces * a.width * a.states), sums = arena.take<float>(pieces * a.width);
   }
 };

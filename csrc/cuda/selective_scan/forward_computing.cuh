@@ -12,45 +12,49 @@ struct Computing {
   static constexpr int P = Is::P, Q = Is::Q, R = Is::R, T = Is::T;
   typename Is::Memory& m;
   const Selective& a;
-  int lane, here[R], first_state;  // channels in the block
-  int64_t row, channel[R];
+  int lane, row, first, here[R], first_state;  // the block's first channel, and channels in the block
   bool there[R];
   float A[R][P], h[R][P];
 
   __device__ __forceinline__ Computing(typename Is::Memory& memory, const Selective& args, int64_t at_row,
-                                       int64_t first, int run, const float* entering)
-      : m(memory), a(args), lane(threadIdx.x % 32), first_state(lane % Q * P), row(at_row) {
+                                       int64_t first_channel, int run, const float* entering)
+      : m(memory), a(args), lane(threadIdx.x % 32), row(int(at_row)), first(int(first_channel)),
+        first_state(lane % Q * P) {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       here[r] = (int(threadIdx.x / 32) * R + r) * Is::each_warp + lane / Q;
       there[r] = here[r] < run;
-      channel[r] = first + (there[r] ? here[r] : 0);
 #pragma unroll
       for (int p = 0; p < P; ++p) {
         const int n = first_state + p;
         const bool real = there[r] && n < a.states;
-        A[r][p] = real ? read_any<float>(a.A, at(a.A, channel[r], n)) * kLog2e : 0.0f;
+        A[r][p] = real ? read_any<float>(a.A, at(a.A, channel(r), n)) * kLog2e : 0.0f;
         h[r][p] = 0;
         if (real && entering)
-          h[r][p] = entering[channel[r] * a.states + n];
+          h[r][p] = entering[channel(r) * a.states + n];
         else if (real && has(a.initial_state))
-          h[r][p] = read_any<float>(a.initial_state, at(a.initial_state, row, channel[r], n));
+          h[r][p] = read_any<float>(a.initial_state, at(a.initial_state, row, channel(r), n));
       }
     }
   }
 
-  __device__ __forceinline__ void keep(int64_t border) const {
+  __device__ __forceinline__ int64_t channel(int r) const { return int64_t(first) + here[r]; }
+
+  __device__ __forceinline__ void keep(int border) const {
+    int own = row;
+    asm volatile("" : "+r"(own));  // else products with it are made before the walk, and there are no registers for them
+    const int64_t before = own * borders(a.length) + border;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (!there[r]) continue;
-      float* to = static_cast<float*>(a.saved) + ((row * borders(a.length) + border) * a.width + channel[r]) * a.states;
+      float* to = static_cast<float*>(a.saved) + (before * a.width + channel(r)) * a.states;
 #pragma unroll
       for (int p = 0; p < P; ++p)
         if (first_state + p < a.states) to[first_state + p] = h[r][p];
     }
   }
 
-  // Steps from `from` on of a tile. What a lane has of y is added up over the lanes of its channel, 16 steps at once.
+  // Steps from `from` on of a tile. What lanes have of y is added up over quads, 16 steps at once.
   template <bool STARTS>
   __device__ __forceinline__ void run(int buffer, int slot, int from, int steps) {
     constexpr int W = Is::W, G = Is::G;
@@ -99,21 +103,10 @@ struct Computing {
         for (int r = 0; r < R; ++r) add_quads<kExact<S>>(sum[r], y[r], four, lane / 4);
       }
 #pragma unroll
-      for (int r = 0; r < R; ++r) put_sums(sum[r], m.y[buffer][here[r]] + swizzled(here[r], sixteen / 4 + lane % 4));
-    }
-  }
-
-  // Four steps' sums over a quad; of those of two quads that share a channel, each adds up and writes two steps.
-  __device__ __forceinline__ void put_sums(const float (&sum)[4], float* to) const {
-    if constexpr (Q == 4) {
-      *reinterpret_cast<float4*>(to) = make_float4(sum[0], sum[1], sum[2], sum[3]);
-    } else {
-      const bool odd = lane & 4;
-      float two[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        two[i] = (odd ? sum[i + 2] : sum[i]) + __shfl_xor_sync(~0u, odd ? sum[i] : sum[i + 2], 4);
-      *reinterpret_cast<float2*>(to + (odd ? 2 : 0)) = make_float2(two[0], two[1]);
+      for (int r = 0; r < R; ++r) {
+        float* const to = m.y[buffer][lane / 4 % Is::parts] + here[r] * T + swizzled(here[r], sixteen / 4 + lane % 4);
+        *reinterpret_cast<float4*>(to) = make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+      }
     }
   }
 
@@ -122,7 +115,7 @@ struct Computing {
 #pragma unroll
     for (int i = 0; i < R * P; ++i) {
       const int r = i / P, n = first_state + i % P;
-      if (there[r] && n < a.states) write_any<float>(a.final_state, at(a.final_state, row, channel[r], n), h[r][i % P]);
+      if (there[r] && n < a.states) write_any<float>(a.final_state, at(a.final_state, row, channel(r), n), h[r][i % P]);
     }
   }
 };

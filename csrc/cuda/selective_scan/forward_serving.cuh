@@ -11,13 +11,14 @@ namespace nvsubq::selective {
 template <class S, class Is, bool WHOLE>
 struct Serving {
   static constexpr int T = Is::T, V = Is::V, G = Is::G;
+  static_assert(T >= 16 && (T & (T - 1)) == 0);  // for `at`
   static constexpr float cut = kExact<S> ? 1.0f : kCut;  // sums are too small by this
   typename Is::Memory& m;
   const Selective& a;
   const Options& is;
-  int thread, four, first_row, valid, place[4];  // place: of the four channels at the first step, swizzled
-  bool second;                                   // C, not B
-  int n, group, states_left;                     // four states, from n on, of G steps
+  int thread, four, first_row, valid, place;  // place: of the first channel at the first step, swizzled
+  bool second;                                // C, not B
+  int n, group, states_left;                  // four states, from n on, of G steps
   Row<const S> u, delta, z, states;
   Row<S> y;
   Pack<S, 4> packs[Is::packed][G], us[Is::each], deltas[Is::each];
@@ -43,9 +44,7 @@ struct Serving {
     const float zeros[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < Is::packed * G; ++i) packs[i / G][i % G] = pack<S>(zeros);
-    const int step = first_row * V;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) place[j] = (4 * four + j) * T + swizzle(4 * four + j, step);
+    place = 4 * four * T + swizzle(4 * four, first_row * V);
     for (int c = thread; c < Is::channels; c += Is::servers) {
       const auto read = [&](const nvsubq_tensor& t) {
         return has(t) && c < run ? read_any<float>(t, (first + c) * t.stride[0]) : 0.0f;
@@ -53,9 +52,10 @@ struct Serving {
       m.bias[c] = read(a.delta_bias), m.skip[c] = read(a.D) / cut;
     }
   }
-  // The first step of run i, and where it is in channel j's row: a xor, as rows of runs are a power of two.
+  // The first step of run i, and where it is in channel j's row: xors, as rows and runs are powers of two, and channel j
+  // swizzles as the first does, but for j.
   __device__ __forceinline__ int step(int i) const { return (first_row + i * Is::rows) * V; }
-  __device__ __forceinline__ int at(int j, int i) const { return place[j] ^ (i * Is::rows * V); }
+  __device__ __forceinline__ int at(int j, int i) const { return place ^ j * (T + 4) ^ i * Is::rows * V; }
   __device__ __forceinline__ Pack<int32_t, V> cells(int slot, int i) const {
     return load_pack<int32_t, V>(m.cells[slot].cell + step(i));
   }
@@ -155,7 +155,13 @@ struct Serving {
       float out[V][4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const auto sums = load_pack<float, V>(m.y[buffer][0] + at(j, i));
+        Pack<float, V> sums = load_pack<float, V>(m.y[buffer][0] + at(j, i));
+#pragma unroll
+        for (int part = 1; part < Is::parts; ++part) {
+          const auto more = load_pack<float, V>(m.y[buffer][part] + at(j, i));
+#pragma unroll
+          for (int v = 0; v < V; ++v) sums.lane[v] += more.lane[v];
+        }
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           float us_here[4], gates[4];
@@ -178,14 +184,19 @@ struct Serving {
       store_four<WHOLE>(y.at(int32_t(steps.cell(k))), pack<S>(zeros), valid);
   }
 
-  // While tile i is computed, tile i + 1 is laid out and tile i - 1 written.
+  // While tile i is computed, tile i + 1 is laid out and tile i - 1 written. Cells are looked up for four tiles at once,
+  // one step by each thread, so that other tiles do not wait for that.
   __device__ __forceinline__ void run(const Steps& steps, int64_t begin, int64_t there, int tiles) {
-    NextCell next;
-    const bool leads = thread < T;
-    for (int i = 0; i < 3 && leads; ++i) {
-      next.ask(steps, begin + i * T + thread);
-      if (i < 2) next.put_any(steps, m.cells[i], thread);
-    }
+    constexpr int kMany = Is::servers / T;
+    static_assert(kMany * T == Is::servers && kRing == 2 * kMany);
+    NextCell next, first[2];
+    const auto ask_many = [&](NextCell& cell, int tile) { cell.ask(steps, begin + int64_t(tile) * T + thread); };
+    const auto put_many = [&](const NextCell& cell, int tile) {
+      cell.put_any(steps, m.cells[(tile + thread / T) & (kRing - 1)], thread % T);
+    };
+    ask_many(first[0], 0), ask_many(first[1], kMany);
+    put_many(first[0], 0), put_many(first[1], kMany);
+    ask_many(next, 2 * kMany);
     __syncthreads();
     if (tiles) load(0);
     const int last_left = int(there - int64_t(tiles - 1) * T);
@@ -193,10 +204,12 @@ struct Serving {
 #pragma unroll 1
     for (int i = -1; i <= tiles; ++i) {
       const int slot = (i + kRing) & (kRing - 1), buffer = i & 1;
-      if (leads) next.put_any(steps, m.cells[(slot + 3) & (kRing - 1)], thread);
+      if (i > kMany && i % kMany == 1) {  // the cells before tile i - 1 are used up
+        put_many(next, i - 1 + kMany);
+        ask_many(next, i - 1 + 2 * kMany);
+      }
       if (i + 1 < tiles) stage(buffer ^ 1, left(i + 1));
       if (i + 2 < tiles) load((slot + 2) & (kRing - 1));
-      if (leads) next.ask(steps, begin + int64_t(i + 4) * T + thread);
       if (i > 0) emit((slot - 1) & (kRing - 1), buffer ^ 1, left(i - 1));
       if (i >= 0 && i < tiles) ask(slot);
       __syncthreads();

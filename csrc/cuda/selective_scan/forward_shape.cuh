@@ -31,9 +31,12 @@ struct Shape {
     return 4 * (group * row_packs + (pack ^ (group & (G - 1))));
   }
 
+  // A channel's sums over its lanes come in parts, one of each quad, which do not meet in a bank.
+  static constexpr int parts = Q / 4, part = channels * T + (parts > 1 ? 16 : 0);
+
   struct alignas(16) Slot : Cells<T> {};
   struct Memory {
-    float d[2][channels][T], w[2][channels][T], y[2][channels][T];  // swizzled
+    float d[2][channels][T], w[2][channels][T], y[2][parts][part];  // swizzled
     float B[2][T * states], C[2][T * states];
     float bias[channels], skip[channels];
     Slot cells[kRing];

@@ -1,100 +1,112 @@
-// `selective_scan`: partial sums of a backward into gradients, one thread for each number, always in the same order.
+// `selective_scan`: partial sums of a backward into gradients, always in the same order, all by one kernel: small calls
+// would else wait longer for launches than for sums.
 #include "common.cuh"
 
 namespace nvsubq::selective {
 namespace {
 
-constexpr int kThreads = 128;
+// Blocks of sums over pieces have kColumns numbers, each added up by kSlices threads; other blocks one a thread.
+constexpr int kColumns = 32, kSlices = 8, kThreads = kColumns * kSlices;
 
-// Sums over chunks, by cell. `all`: groups of the gradient, 1 or as many as there are.
+// Partial sums of one gradient.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    selective_add_cells(const __grid_constant__ Partials<T> partials, typename Partials<T>::Cells from,
-                        const __grid_constant__ nvsubq_tensor to, int64_t all, int64_t count) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= count) return;
-  const int64_t run = partials.states * from.parts, each = partials.chunks / all;
-  const int64_t within = i % run, group = i / run % all, cell = i / run / all % partials.length;
-  const int64_t row = i / run / all / partials.length;
-  const T* first = partials.of(from, row, cell, group * each, 0) + within;
-  T sum = 0;
-  for (int64_t chunk = 0; chunk < each; ++chunk) sum += first[chunk * run];
-  const int64_t n = within / from.parts;
-  const int64_t offset = row * to.stride[0] + cell * to.stride[1] + group * to.stride[2] + n * to.stride[3];
-  write_any<T>(to, offset * from.parts + within % from.parts, sum);
-}
+struct Sum {
+  const T* from;
+  nvsubq_tensor to;
+  bool by_cell;  // over chunks of channels; else over pieces of walks
+  int64_t states, parts, terms, groups, count, end;  // terms of each number; numbers; blocks up to this one's last
+};
+template <class T>
+struct Sums {
+  static constexpr int kMost = 11;
+  Sum<T> of[kMost];
+  int64_t length;
+  int count = 0;
 
-// Sums over pieces of walks, by channel; a tensor [D] counts as one state. A slice of threads has every eighth piece.
-constexpr int kColumns = 32, kSlices = 8;
-template <class T>
-__global__ void __launch_bounds__(kColumns* kSlices)
-    selective_add_channels(const T* __restrict__ from, const __grid_constant__ nvsubq_tensor to, int64_t pieces,
-                           int64_t states, int64_t parts, int64_t count) {
-  __shared__ T slices[kSlices][kColumns];
-  const int64_t i = int64_t(blockIdx.x) * kColumns + threadIdx.x;
-  T sum = 0;
-  if (i < count) {
-#pragma unroll 4
-    for (int64_t piece = threadIdx.y; piece < pieces; piece += kSlices) sum += from[piece * count + i];
+  void add(Sum<T> sum) {
+    const int64_t blocks = ceil_div(sum.count, sum.by_cell ? kThreads : kColumns);
+    sum.end = (count ? of[count - 1].end : 0) + blocks;
+    if (blocks) of[count++] = sum;
   }
-  slices[threadIdx.y][threadIdx.x] = sum;
+};
+
+template <class T>
+__device__ __forceinline__ void add_chunks(const Sum<T>& sum, int64_t block, int64_t length) {
+  const int64_t i = block * kThreads + threadIdx.x;
+  if (i >= sum.count) return;
+  const int64_t run = sum.states * sum.parts, at = i / run, within = i - at * run;
+  const T* const first = sum.from + at * sum.terms * run + within;
+  T total = 0;
+  for (int64_t chunk = 0; chunk < sum.terms; ++chunk) total += first[chunk * run];
+  const int64_t n = within / sum.parts, group = at % sum.groups, cell = at / sum.groups % length;
+  const int64_t row = at / sum.groups / length;
+  const auto& stride = sum.to.stride;
+  const int64_t offset = row * stride[0] + cell * stride[1] + group * stride[2] + n * stride[3];
+  write_any<T>(sum.to, offset * sum.parts + within % sum.parts, total);
+}
+
+// Of a tensor [D, N], or of [D] as of one state.
+template <class T>
+__device__ __forceinline__ void add_pieces(const Sum<T>& sum, int64_t block, T (&slices)[kSlices][kColumns]) {
+  const int column = threadIdx.x % kColumns, slice = threadIdx.x / kColumns;
+  const int64_t i = block * kColumns + column;
+  T total = 0;
+  if (i < sum.count) {
+#pragma unroll 4
+    for (int64_t piece = slice; piece < sum.terms; piece += kSlices) total += sum.from[piece * sum.count + i];
+  }
+  slices[slice][column] = total;
   __syncthreads();
-  if (threadIdx.y || i >= count) return;
+  if (slice || i >= sum.count) return;
 #pragma unroll
-  for (int slice = 1; slice < kSlices; ++slice) sum += slices[slice][threadIdx.x];
-  const int64_t channel = i / (states * parts), n = i / parts % states;
-  write_any<T>(to, (channel * to.stride[0] + n * to.stride[1]) * parts + i % parts, sum);
+  for (int other = 1; other < kSlices; ++other) total += slices[other][column];
+  const int64_t channel = i / (sum.states * sum.parts), n = i / sum.parts % sum.states;
+  write_any<T>(sum.to, (channel * sum.to.stride[0] + n * sum.to.stride[1]) * sum.parts + i % sum.parts, total);
 }
 
 template <class T>
-int add_cells(const Partials<T>& partials, const typename Partials<T>::Cells& from, const nvsubq_tensor& to,
-              int64_t batch, int64_t groups, cudaStream_t stream) {
-  if (!from.parts || !has(to)) return NVSUBQ_OK;
-  const int64_t all = to.stride[2] == 0 ? 1 : groups;
-  const int64_t count = batch * partials.length * all * partials.states * from.parts;
-  const dim3 grid(unsigned(ceil_div(count, kThreads)));
-  return launch("selective_scan sums by cell", selective_add_cells<T>, grid, kThreads, 0, stream, partials, from, to,
-                all, count);
-}
-
-template <class T>
-int add_channels(const Partials<T>& partials, const T* from, const nvsubq_tensor& to, int64_t states, int64_t parts,
-                 cudaStream_t stream) {
-  if (!parts || !has(to)) return NVSUBQ_OK;
-  const int64_t count = partials.width * states * parts;
-  return launch("selective_scan sums by channel", selective_add_channels<T>, dim3(unsigned(ceil_div(count, kColumns))),
-                dim3(kColumns, kSlices), 0, stream, from, to, partials.pieces, states, parts, count);
+__global__ void __launch_bounds__(kThreads) selective_add_up(const __grid_constant__ Sums<T> sums) {
+  __shared__ T slices[kSlices][kColumns];
+  int which = 0;
+  while (blockIdx.x >= sums.of[which].end) ++which;
+  const Sum<T>& sum = sums.of[which];
+  const int64_t block = blockIdx.x - (which ? sums.of[which - 1].end : 0);
+  if (sum.by_cell)
+    add_chunks(sum, block, sums.length);
+  else
+    add_pieces(sum, block, slices);
 }
 
 }  // namespace
 
 template <class T>
 int add_up(const Selective& a, const Partials<T>& p, int64_t groups, cudaStream_t stream) {
-  const struct {
-    const typename Partials<T>::Cells& from;
-    const nvsubq_tensor& to;
-  } cells[] = {{p.B, a.d_B}, {p.C, a.d_C}, {p.gate, a.d_decay_gate}};
-  for (const auto& sum : cells)
-    if (const int status = add_cells(p, sum.from, sum.to, a.batch, groups, stream)) return status;
-  const struct {
-    const T* from;
-    const nvsubq_tensor& to;
-    int64_t states, parts;
-  } channels[] = {{p.A.sums, a.d_A, p.states, p.A.parts},
-                  {p.fixed_B.sums, a.d_B, p.states, p.fixed_B.parts},
-                  {p.fixed_C.sums, a.d_C, p.states, p.fixed_C.parts},
-                  {p.fixed_gate.sums, a.d_decay_gate, p.states, p.fixed_gate.parts},
-                  {p.D, a.d_D, 1, 1},
-                  {p.bias, a.d_delta_bias, 1, 1},
-                  {p.step, a.d_delta_a, 1, has(a.timesteps) ? 1 : 0}};
-  for (const auto& sum : channels)
-    if (const int status = add_channels(p, sum.from, sum.to, sum.states, sum.parts, stream)) return status;
-  if (!has(a.timesteps)) return NVSUBQ_OK;
-  Partials<T> times = p;  // [B, L]: as of one state
-  times.states = 1;
-  nvsubq_tensor to = a.d_timesteps;
-  to.stride[2] = to.stride[3] = 0;
-  return add_cells(times, typename Partials<T>::Cells{p.times, 1}, to, a.batch, groups, stream);
+  Sums<T> sums;
+  sums.length = p.length;
+  const auto cells = [&](const typename Partials<T>::Cells& from, const nvsubq_tensor& to, int64_t states) {
+    if (!from.parts || !has(to)) return;
+    const int64_t all = to.stride[2] == 0 ? 1 : groups;  // groups of the gradient: 1, or as many as there are
+    const int64_t count = a.batch * p.length * all * states * from.parts;
+    sums.add({from.sums, to, true, states, from.parts, p.chunks / all, all, count, 0});
+  };
+  const auto channels = [&](const T* from, const nvsubq_tensor& to, int64_t states, int64_t parts) {
+    if (parts && has(to)) sums.add({from, to, false, states, parts, p.pieces, 1, p.width * states * parts, 0});
+  };
+  cells(p.B, a.d_B, p.states), cells(p.C, a.d_C, p.states), cells(p.gate, a.d_decay_gate, p.states);
+  channels(p.A.sums, a.d_A, p.states, p.A.parts);
+  channels(p.fixed_B.sums, a.d_B, p.states, p.fixed_B.parts);
+  channels(p.fixed_C.sums, a.d_C, p.states, p.fixed_C.parts);
+  channels(p.fixed_gate.sums, a.d_decay_gate, p.states, p.fixed_gate.parts);
+  channels(p.D, a.d_D, 1, 1), channels(p.bias, a.d_delta_bias, 1, 1);
+  if (has(a.timesteps)) {
+    channels(p.step, a.d_delta_a, 1, 1);
+    nvsubq_tensor to = a.d_timesteps;  // [B, L]
+    to.stride[2] = to.stride[3] = 0;
+    cells({p.times, 1}, to, 1);
+  }
+  if (!sums.count) return NVSUBQ_OK;
+  const dim3 grid(unsigned(sums.of[sums.count - 1].end));
+  return launch("selective_scan sums", selective_add_up<T>, grid, kThreads, 0, stream, sums);
 }
 
 template int add_up<float>(const Selective&, const Partials<float>&, int64_t, cudaStream_t);

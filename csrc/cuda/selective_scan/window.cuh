@@ -16,12 +16,18 @@ constexpr int kAtOnce = kBackThreads / (kWide / 4);               // steps that 
 constexpr int kRounds = kWindow / kAtOnce;
 constexpr float kLn2 = 0.69314718056f;
 
-// Walks are cut into pieces, by a rule of their length alone: how many there are must not show in a row's bits.
-inline __host__ __device__ int64_t piece_steps(int64_t length) { return length > 8192 ? 512 : 1024; }
-inline __host__ __device__ int64_t pieces_of(int64_t length) {
-  const int64_t each = piece_steps(length);
-  return length > 0 ? (length + each - 1) / each : 1;
-}
+// Walks are cut into pieces, by a rule of one row's shape: how many rows there are must not show in a row's bits. A
+// forward's blocks are so many that its pieces may be longer, so that fewer blocks have an end where warps wait.
+struct Pieces {
+  static constexpr int64_t kEnough = 384;  // blocks of one row
+  int64_t each, count;
+
+  Pieces(const Selective& a, bool forth) {
+    const bool many = forth && a.length / 1024 * (a.width / kWide) >= kEnough;
+    each = a.length > 8192 && !many ? 512 : 1024;
+    count = a.length > 0 ? (a.length + each - 1) / each : 1;
+  }
+};
 
 // The tensors by cell whose rows a block needs.
 enum Tensor { kU, kDelta, kZ, kCotangent, kB, kC, kGradU, kGradDelta, kGradZ, kTensors };
@@ -92,12 +98,11 @@ struct alignas(16) Window {
 struct Piece {
   int64_t row, piece, number, chunk, group, begin, end;  // number: of the piece, over all rows
 
-  __device__ __forceinline__ Piece(const Selective& a, const Chunks& chunks, int64_t index) {
-    const int64_t pieces = pieces_of(a.length), each = piece_steps(a.length);
+  __device__ __forceinline__ Piece(const Selective& a, const Chunks& chunks, const Pieces& pieces, int64_t index) {
     chunk = index % chunks.count, number = index / chunks.count;
-    row = number / pieces, piece = number % pieces;
+    row = number / pieces.count, piece = number % pieces.count;
     group = chunk / chunks.per_group;
-    begin = piece * each, end = begin + each < a.length ? begin + each : a.length;
+    begin = piece * pieces.each, end = begin + pieces.each < a.length ? begin + pieces.each : a.length;
   }
 };
 
