@@ -21,6 +21,15 @@ __device__ __forceinline__ T silu_slope(T x) {
   return gate * (T(1) + x * (T(1) - gate));
 }
 
+// log(1 + e) for e in 0 .. 1, with a relative error of 3e-7.
+__device__ __forceinline__ float log1p_of(float e) {
+  float sum = -0.00853918027f;
+  sum = fmaf(sum, e, 0.0440895334f), sum = fmaf(sum, e, -0.10768158f), sum = fmaf(sum, e, 0.177452326f);
+  sum = fmaf(sum, e, -0.244954601f), sum = fmaf(sum, e, 0.332754791f), sum = fmaf(sum, e, -0.499974042f);
+  return e * fmaf(sum, e, 0.999999821f);
+}
+__device__ __forceinline__ double log1p_of(double e) { return log1p(e); }
+
 }  // namespace nvsubq
 
 #endif

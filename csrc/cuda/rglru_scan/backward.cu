@@ -24,13 +24,13 @@ __global__ void __launch_bounds__(RglruSizes<T>::warps_back * 32, sizeof(T) == 4
   const TilePlace place(tiling);
   const int tile = tiling.tiles - 1 - place.rank, first = (tile * Sizes::warps_back + warp) * R;
   const Chunk<R> chunk(walk.steps(place.row, place.block), place.row, first, place.live);
-  const RglruChannel<T> here(a, place);
   T r[R], i[R], x[R], h[R], before[R];
   load(a.r, chunk, place.channel, r);
   load(a.i, chunk, place.channel, i);
   load(a.x, chunk, place.channel, x);
   if (present(a.d_y)) load(a.d_y, chunk, place.channel, h);
-  if (here.gated) load(a.gate, chunk, place.channel, before);
+  if (present(a.gate)) load(a.gate, chunk, place.channel, before);
+  const RglruChannel<T> here(a, place);  // once all is asked for
   open(a.r, r);
   open(a.i, i);
   open(a.x, x);

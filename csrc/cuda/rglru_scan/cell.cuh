@@ -3,6 +3,7 @@
 #define NVSUBQ_CUDA_RGLRU_SCAN_CELL_CUH
 
 #include "../chain.cuh"
+#include "../math.cuh"
 
 namespace nvsubq {
 
@@ -72,14 +73,15 @@ constexpr T kLogScale = sizeof(T) == 4 ? T(1.4426950408889634074) : T(1);
 NVSUBQ_BOTH float power_of_scaled(float x) { return exp2_fast(-x); }
 NVSUBQ_BOTH double power_of_scaled(double x) { return exp(-x); }
 
-// A sigmoid and 1 minus it, both to full relative accuracy, of x / kLogScale.
-template <class T>
+// A sigmoid and, if BOTH, 1 minus it, to full relative accuracy, of x / kLogScale.
+template <class T, bool BOTH = true>
 struct Gate {
   T open, shut;
   NVSUBQ_BOTH explicit Gate(T scaled) {
-    const T e = min_or_nan(power_of_scaled(scaled), T(sizeof(T) == 4 ? 8e37 : 8e307));  // infinity times 0 is no number
+    T e = power_of_scaled(scaled);
+    if (BOTH) e = min_or_nan(e, T(sizeof(T) == 4 ? 8e37 : 8e307));  // infinity times 0 is no number
     open = inverse_fast(T(1) + e);
-    shut = e * open;
+    shut = BOTH ? e * open : T(0);
   }
 };
 
@@ -102,9 +104,9 @@ NVSUBQ_BOTH Slope<T> gelu_tanh(T x) {
 }
 
 // The decay, (1 - decay^2)^(1/2) and the two gates of one cell.
-template <class T>
+template <class T, bool BOTH = true>
 struct Opened {
-  Gate<T> r, i;
+  Gate<T, BOTH> r, i;
   T decay, norm;
 
   // Logits and rate come times kLogScale.
@@ -129,13 +131,15 @@ struct RglruChannel {
     unscaled = !(a.flags & NVSUBQ_UNSCALED_FIRST) ? 0 : present(a.initial_state) ? 2 : 3;
     if (!place.live) return;
     const T logit = read_any<T>(a.a_log, channel * a.a_log.stride[0]);
-    rate = T(__longlong_as_double(a.c_bits)) * (fmin(logit, T(0)) - log1p(exp(-fabs(logit))));
+    const T below = log1p_of(power_of_scaled(fabs(logit) * kLogScale<T>));
+    rate = T(__longlong_as_double(a.c_bits)) * (min_or_nan(logit, T(0)) - below);
     if (present(a.r_bias)) r_bias = kLogScale<T> * read_any<T>(a.r_bias, channel * a.r_bias.stride[0]);
     if (present(a.i_bias)) i_bias = kLogScale<T> * read_any<T>(a.i_bias, channel * a.i_bias.stride[0]);
   }
 
-  NVSUBQ_BOTH Opened<T> open_cell(T r, T i) const {
-    return Opened<T>(fused(r, kLogScale<T>, r_bias), fused(i, kLogScale<T>, i_bias), rate * kLogScale<T>);
+  template <bool BOTH = true>
+  NVSUBQ_BOTH Opened<T, BOTH> open_cell(T r, T i) const {
+    return Opened<T, BOTH>(fused(r, kLogScale<T>, r_bias), fused(i, kLogScale<T>, i_bias), rate * kLogScale<T>);
   }
   // The steps before which nothing came and whose input is taken as it is, as bits.
   template <int R>
@@ -149,7 +153,7 @@ struct RglruChannel {
   NVSUBQ_BOTH void make(uint32_t plain, T (&r)[R], T (&i)[R], const T (&x)[R]) const {
 #pragma unroll
     for (int j = 0; j < R; ++j) {
-      const Opened<T> o = open_cell(r[j], i[j]);
+      const auto o = open_cell<false>(r[j], i[j]);
       r[j] = o.decay;
       i[j] = o.i.open * x[j];
       i[j] = plain >> j & 1 ? i[j] : i[j] * o.norm;

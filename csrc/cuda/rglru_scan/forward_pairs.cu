@@ -18,11 +18,11 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   const int first = (place.rank * tiling.warps + int(threadIdx.x) / 32) * R;
   const Chunk<R> chunk(walk.steps(place.row, place.block), place.row, first, place.live);
   const bool brain = a.x.dtype == NVSUBQ_BF16;
-  const RglruChannel<float> here[2] = {{a, place, 0}, {a, place, 1}};
   Raw r[R], i[R], x[R];
   load_pairs(a.r, chunk, place.channel, r);
   load_pairs(a.i, chunk, place.channel, i);
   load_pairs(a.x, chunk, place.channel, x);
+  const RglruChannel<float> here[2] = {{a, place, 0}, {a, place, 1}};  // once all is asked for
   const uint32_t plain = here[0].unscaled_of(chunk);
   float decay[2][R], in[2][R];
 #pragma unroll
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     const float2 r2 = opened(r[j], brain), i2 = opened(i[j], brain), x2 = opened(x[j], brain);
 #pragma unroll
     for (int v = 0; v < 2; ++v) {
-      const Opened<float> o = here[v].open_cell(v ? r2.y : r2.x, v ? i2.y : i2.x);
+      const auto o = here[v].open_cell<false>(v ? r2.y : r2.x, v ? i2.y : i2.x);
       const float opens = o.i.open * (v ? x2.y : x2.x);
       decay[v][j] = o.decay;
       in[v][j] = plain >> j & 1 ? opens : opens * o.norm;
