@@ -217,7 +217,7 @@ class _Inner(torch.autograd.Function):
         d_x_dbl = torch.empty_like(x_dbl)
         d_x, d_z = d_xz.chunk(2, dim=-1)
         d_low, d_B, d_C = _split(d_x_dbl, dt_proj, calls.A)
-        into = {"B": d_B, "C": d_C, "z": d_z}
+        into: dict[str, Any] = {"B": d_B, "C": d_C, "z": d_z}
         if carry is None:
             given = (*inputs, None)
             if xz.is_cuda:
