@@ -78,11 +78,15 @@ template <class T, bool BOTH = true>
 struct Gate {
   T open, shut;
   NVSUBQ_BOTH explicit Gate(T scaled) {
-    T e = power_of_scaled(scaled);
-    if (BOTH) e = min_or_nan(e, T(sizeof(T) == 4 ? 8e37 : 8e307));  // infinity times 0 is no number
+    const T e = min_or_nan(power_of_scaled(scaled), T(sizeof(T) == 4 ? 8e37 : 8e307));  // infinity times 0 is no number
     open = inverse_fast(T(1) + e);
-    shut = BOTH ? e * open : T(0);
+    shut = e * open;
   }
+};
+template <class T>
+struct Gate<T, false> {
+  T open;
+  NVSUBQ_BOTH explicit Gate(T scaled) : open(inverse_fast(T(1) + power_of_scaled(scaled))) {}
 };
 
 // x Phi(x): GELU by the error function, and its derivative.
