@@ -11,7 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import Case, case_of, cases, check, outcome
+from tolerances import assert_close
 
+from nvsubq.ops import selective_scan
 from nvsubq.ops.selective import SELECTIVE_SCAN
 
 pytestmark = pytest.mark.gpu
@@ -70,6 +72,58 @@ def test_the_same_bits_every_time(length: int, dtype: torch.dtype) -> None:
     first, second = outcome(case, "native", dtype, "cuda"), outcome(case, "native", dtype, "cuda")
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+class Decaying(Case):
+    """Channels and states that forget at once, never, and all between; without softplus some that grow."""
+
+    def _value(self, name: str, shape: list[int], generator: torch.Generator) -> torch.Tensor:
+        value = super()._value(name, shape, generator)
+        soft = "delta_softplus" in self.options
+        if name == "A":
+            return -torch.exp2(6 * torch.rand(shape, generator=generator, dtype=torch.float64) - 4)
+        if name == "delta_bias":
+            return torch.linspace(-14, 3, *shape, dtype=torch.float64) if soft else value
+        if name == "delta" and not soft:
+            return 0.1 + 0.2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        return value
+
+
+def decaying(name: str, length: int) -> Case:
+    case = sized(case_of("selective_scan", name), f"decaying-L{length}", N=16, L=length, D=40)
+    return Decaying(**vars(case))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [1500, 2600])
+@pytest.mark.parametrize("name", ["all", "seq_idx", "with-delta_bias"])
+def test_pieces_pass_on_what_is_not_forgotten(name: str, length: int, dtype: torch.dtype) -> None:
+    check(decaying(name, length), "native", dtype, "cuda")
+
+
+def test_long_pieces_give_what_short_ones_give() -> None:
+    few, (length, width) = (
+        40,
+        (16384, 3072),
+    )  # pieces of 4096 steps forth and of 1024 back; with 40 channels of 512
+    tensors, _ = sized(ALL, "long", N=16, L=length, D=width, B=1).build(torch.float32, "cuda")
+    d_y = torch.randn(1, length, width, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+
+    def results(channels: int) -> dict[str, torch.Tensor]:
+        def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            at = ALL.pattern(name).index("D") if "D" in ALL.pattern(name) else None
+            return tensor if at is None else tensor.narrow(at, 0, channels)
+
+        given = {name: cut(name, t).detach().requires_grad_() for name, t in tensors.items()}
+        y = selective_scan(**given, delta_softplus=True, backend="native")
+        grads = torch.autograd.grad(y, list(given.values()), d_y[..., :channels])
+        of_channels = {n: cut(n, g) for n, g in zip(given, grads, strict=True) if n not in ("B", "C")}
+        return {"y": y.detach(), **of_channels}
+
+    expected = results(few)
+    for name, found in results(width).items():
+        at = ALL.pattern(name).index("D") if name in tensors else 2
+        assert_close(name, found.narrow(at, 0, few), expected[name])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -36,34 +36,24 @@ NVSUBQ_BOTH float root_fast(float x) {
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// What is no number stays none, other than with fminf and fmaxf.
+// What is no number stays none, other than with fminf.
 NVSUBQ_BOTH float min_or_nan(float x, float y) {
   float z;
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-  return z;
-}
-NVSUBQ_BOTH float max_or_nan(float x, float y) {
-  float z;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
   return z;
 }
 NVSUBQ_BOTH double min_or_nan(double x, double y) { return x > y ? y : x; }
 NVSUBQ_BOTH double inverse_fast(double x) { return 1.0 / x; }
 NVSUBQ_BOTH double root_fast(double x) { return sqrt(x); }
 
-// exp(x) - 1 from y = x log2(e) <= 0: 2^n (2^f - 1) + (2^n - 1). In fp64 from x itself.
+// exp(x) - 1 from y = x log2(e) <= 0, with a small relative error everywhere. In fp64 from x itself.
 NVSUBQ_BOTH float expm1_of(float y) {
-  constexpr float kMagic = 12582912.0f + 127.0f;  // 127 + the nearest integer stands in the low bits of t
-  y = max_or_nan(y, -60.0f);
-  const float t = y + kMagic, f = y - (t - kMagic);
-  const float power = __uint_as_float(__float_as_uint(t) << 23);
-  float p = 1.5403530e-4f;  // ln2^k / k!
-  p = fmaf(p, f, 1.3333558e-3f);
-  p = fmaf(p, f, 9.6181291e-3f);
-  p = fmaf(p, f, 5.5504109e-2f);
-  p = fmaf(p, f, 2.4022651e-1f);
-  p = fmaf(p, f, 6.9314718e-1f);
-  return fmaf(power, f * p, power - 1.0f);
+  float p = 1.1544521e-3f;  // (2^y - 1) / y between -1/2 and 0, with a relative error of 1.3e-8
+  p = fmaf(p, y, 9.5412806e-3f);
+  p = fmaf(p, y, 5.5490408e-2f);
+  p = fmaf(p, y, 2.4022564e-1f);
+  p = fmaf(p, y, 6.9314718e-1f);
+  return y > -0.5f ? p * y : exp2_fast(y) - 1.0f;
 }
 NVSUBQ_BOTH double expm1_of(double x) { return expm1(x); }
 

@@ -186,15 +186,20 @@ struct NextCell {
   }
   template <int T>
   __device__ __forceinline__ void put(const Steps& steps, Cells<T>& to, int thread) const {
-    const int64_t in_range = uint64_t(found) < uint64_t(steps.length) ? found : 0;
-    to.cell[thread] = step < steps.count ? int32_t(in_range) : int32_t(-1 - in_range);
-    const uint32_t mask = __ballot_sync(~0u, number != before);
-    if (thread % 32 == 0) to.starts[thread / 32] = mask;
+    const int32_t some = cell(steps);
+    to.cell[thread] = step < steps.count ? some : -1 - some;
+    put_starts(to, thread);
   }
   // The same, without a sign: a cell that is not there is some other.
   template <int T>
   __device__ __forceinline__ void put_any(const Steps& steps, Cells<T>& to, int thread) const {
-    to.cell[thread] = uint64_t(found) < uint64_t(steps.length) ? int32_t(found) : 0;
+    to.cell[thread] = cell(steps);
+    put_starts(to, thread);
+  }
+
+ private:
+  template <int T>
+  __device__ __forceinline__ void put_starts(Cells<T>& to, int thread) const {
     const uint32_t mask = __ballot_sync(~0u, number != before);
     if (thread % 32 == 0) to.starts[thread / 32] = mask;
   }

@@ -119,9 +119,9 @@ __global__ void __launch_bounds__(kBackThreads, 3)
       {
         const Layer<S> layer(a, is, m.window, there);
         if (is.whole)
-          layer.template lay<true, Part::all>(in_window);
+          layer.template lay<true>(in_window);
         else
-          layer.template lay<false, Part::all>(in_window);
+          layer.template lay<false>(in_window);
       }
       __syncthreads();
       const bool starts = m.window.cells.any_starts();
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kBackThreads, 3)
       else
         computing.template ahead<false>(entering, tiles);
       __syncwarp();
-      if (leads && window > first_window) ask_ahead<true, true>(m.window, next.cell(steps));
+      if (leads && window > first_window) ask_ahead(m.window, next.cell(steps));
       for (int e = tiles - 1; e >= 0; --e) {
         if (starts)
           computing.template back<true>(entering, e);
@@ -175,29 +175,30 @@ __global__ void __launch_bounds__(kBackThreads, 3)
   }
 }
 
+struct Plan {
+  Arena arena;
+  Chunks chunks;
+  Pieces pieces;
+  Partials<float> partials;
+  float* sums;  // of delta, [pieces][D]
+
+  Plan(const Selective& a, void* memory)
+      : arena(memory), chunks(a), pieces(a, false), partials(arena, a, chunks.count, a.batch * pieces.count),
+        sums(arena.take<float>(a.batch * pieces.count * a.width)) {}
+};
+
 template <class S>
-int run(const Selective& a, const Partials<float>& partials, float* sums, cudaStream_t stream) {
-  const Chunks chunks(a);
+int run(const Selective& a, const Plan& plan, cudaStream_t stream) {
+  const auto& [arena, chunks, pieces, partials, sums] = plan;
   const Options is = options_of(a);
-  const Pieces pieces(a, false);
   if (pieces.count > 1)
-    if (const int status = carry<S>(a, false, is, partials.A.sums, sums, stream)) return status;
+    if (const int status = carry<S>(a, pieces, false, is, partials.A.sums, sums, stream)) return status;
   const dim3 grid(unsigned(a.batch * pieces.count * chunks.count));
   if (const int status = launch("selective_scan backward", selective_fast_backward<S>, grid, kBackThreads,
                                 sizeof(BackwardMemory), stream, a, Walk(a), chunks, partials, pieces, is))
     return status;
   return add_up(a, partials, chunks.groups, stream);
 }
-
-struct Plan {
-  Arena arena;
-  Partials<float> partials;
-  float* sums;  // of delta, [pieces][D]
-
-  Plan(const Selective& a, void* memory)
-      : arena(memory), partials(arena, a, Chunks(a).count, a.batch * Pieces(a, false).count),
-        sums(arena.take<float>(a.batch * Pieces(a, false).count * a.width)) {}
-};
 
 }  // namespace
 
@@ -208,9 +209,9 @@ int64_t fast_backward_bytes(const Selective& a) { return Plan(a, nullptr).arena.
 int fast_backward(const Selective& a, void* memory, cudaStream_t stream) {
   const Plan plan(a, memory);
   switch (a.u.dtype) {
-    case NVSUBQ_F32: return run<float>(a, plan.partials, plan.sums, stream);
-    case NVSUBQ_F16: return run<f16>(a, plan.partials, plan.sums, stream);
-    default: return run<bf16>(a, plan.partials, plan.sums, stream);
+    case NVSUBQ_F32: return run<float>(a, plan, stream);
+    case NVSUBQ_F16: return run<f16>(a, plan, stream);
+    default: return run<bf16>(a, plan, stream);
   }
 }
 

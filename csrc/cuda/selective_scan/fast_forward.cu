@@ -10,17 +10,19 @@ namespace {
 template <class S, class Is, int BLOCKS>
 __global__ void __launch_bounds__(Is::threads, BLOCKS)
     selective_fast_forward(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
-                           const __grid_constant__ Options is, const float* entering, int64_t pieces, int64_t each) {
+                           const __grid_constant__ Options is, Pieces pieces,
+                           const float* entering) {
   extern __shared__ __align__(16) char memory[];
   auto& m = *reinterpret_cast<typename Is::Memory*>(memory);
   constexpr int channels = Is::channels, T = Is::T;
   const int run = int(a.width / a.groups), per_group = (run + channels - 1) / channels;
   const int64_t tile_here = blockIdx.x % (per_group * a.groups), piece = blockIdx.x / (per_group * a.groups);
-  const int64_t row = piece / pieces, group = tile_here / per_group;
+  const int64_t row = piece / pieces.count, group = tile_here / per_group;
   const int within = int(tile_here % per_group) * channels;
   const int64_t first = group * run + within;
   const Steps steps = walk.steps(row, group * a.blocks / a.groups);
-  const int64_t begin = piece % pieces * each, end = begin + each < steps.length ? begin + each : steps.length;
+  const int64_t begin = piece % pieces.count * pieces.each;
+  const int64_t end = begin + pieces.each < steps.length ? begin + pieces.each : steps.length;
   const int64_t there = (steps.count < end ? steps.count : end) - begin;
   const int tiles = there > 0 ? int((there + T - 1) / T) : 0;
 
@@ -55,50 +57,49 @@ __global__ void __launch_bounds__(Is::threads, BLOCKS)
     }
     __syncthreads();
   }
-  if (piece % pieces == pieces - 1) computing.finish();
-}
-
-template <class S, class Is, int BLOCKS>
-int run(const Selective& a, const float* entering, cudaStream_t stream) {
-  const Pieces cut(a, true);
-  const int64_t pieces = entering ? cut.count : 1, each = entering ? cut.each : a.length;
-  const dim3 grid(unsigned(a.batch * pieces * a.groups * ceil_div(a.width / a.groups, Is::channels)));
-  return launch("selective_scan", selective_fast_forward<S, Is, BLOCKS>, grid, Is::threads,
-                sizeof(typename Is::Memory), stream, a, Walk(a), options_of(a),
-                entering, pieces, each);
+  if (piece % pieces.count == pieces.count - 1) computing.finish();
 }
 
 // A long walk over few channels is cut, by a rule of one row's shape.
-bool is_cut(const Selective& a) {
-  return a.states <= kMostFast && a.length > 16 * a.width && Pieces(a, true).count > 1;
+Pieces pieces_of(const Selective& a) {
+  const bool cut = a.states <= kMostFast && a.length > 16 * a.width;
+  return cut ? Pieces(a, true) : Pieces::whole(a);
+}
+
+template <class S, class Is, int BLOCKS>
+int run(const Selective& a, const Pieces& pieces, const float* entering, cudaStream_t stream) {
+  const dim3 grid(unsigned(a.batch * pieces.count * a.groups * ceil_div(a.width / a.groups, Is::channels)));
+  return launch("selective_scan", selective_fast_forward<S, Is, BLOCKS>, grid, Is::threads,
+                sizeof(typename Is::Memory), stream, a, Walk(a), options_of(a), pieces, entering);
 }
 
 struct Plan {
   Arena arena;
+  Pieces pieces;
   float *entering, *sums;
 
-  Plan(const Selective& a, void* memory) : arena(memory) {
-    const int64_t pieces = is_cut(a) ? a.batch * Pieces(a, true).count : 0;
-    entering = arena.take<float>(pieces * a.width * a.states), sums = arena.take<float>(pieces * a.width);
+  Plan(const Selective& a, void* memory) : arena(memory), pieces(pieces_of(a)) {
+    const int64_t all = pieces.count > 1 ? a.batch * pieces.count : 0;
+    entering = arena.take<float>(all * a.width * a.states), sums = arena.take<float>(all * a.width);
   }
 };
 
 template <class S>
 int for_states(const Selective& a, cudaStream_t stream) {
-  const float* entering = nullptr;
-  if (is_cut(a)) {
-    const Plan plan(a, a.workspace);
-    if (const int status = carry<S>(a, true, options_of(a), plan.entering, plan.sums, stream)) return status;
-    entering = plan.entering;
-  }
-  if (a.states <= 4) return run<S, Shape<1, 4, 1, 4, 4, 32>, 2>(a, entering, stream);
-  if (a.states > 16) return run<S, Shape<16, 4, 1, 4, 4, 32>, 1>(a, entering, stream);
-  return run<S, Shape<2, 8, 2, 4, 4, 32>, 3>(a, entering, stream);
+  const Plan plan(a, a.workspace);
+  const bool cut = plan.pieces.count > 1;
+  if (cut)
+    if (const int status = carry<S>(a, plan.pieces, true, options_of(a), plan.entering, plan.sums, stream))
+      return status;
+  const float* const entering = cut ? plan.entering : nullptr;
+  if (a.states <= 4) return run<S, Shape<1, 4, 1, 4, 4, 32>, 2>(a, plan.pieces, entering, stream);
+  if (a.states > 16) return run<S, Shape<16, 4, 1, 4, 4, 32>, 1>(a, plan.pieces, entering, stream);
+  return run<S, Shape<2, 8, 2, 4, 4, 32>, 3>(a, plan.pieces, entering, stream);
 }
 
 }  // namespace
 
-int64_t fast_forward_bytes(const Selective& a) { return is_cut(a) ? Plan(a, nullptr).arena.bytes() : 0; }
+int64_t fast_forward_bytes(const Selective& a) { return Plan(a, nullptr).arena.bytes(); }
 
 int fast_forward(const Selective& a, cudaStream_t stream) {
   switch (a.u.dtype) {

@@ -6,20 +6,13 @@
 
 namespace nvsubq::selective {
 
-// Asks for a cell's rows of what states or their cotangents need, before they are laid out.
-template <bool FORTH, bool BACK>
+// Asks for a cell's rows before they are laid out.
 __device__ __forceinline__ void ask_ahead(const Window& m, int32_t cell) {
-  const auto ask = [&](Tensor which) {
+  for (const Tensor which : {kDelta, kU, kB, kZ, kCotangent, kC}) {
     const Window::Place place = m.places[which];
     asm volatile("prefetch.global.L2 [%0];" ::"l"(place.begin + uint64_t(uint32_t(cell)) * place.stride));
-  };
-  ask(kDelta);
-  if constexpr (FORTH) ask(kU), ask(kB);
-  if constexpr (BACK) ask(kZ), ask(kCotangent), ask(kC);
+  }
 }
-
-// What is laid out: all, or what states or their cotangents alone need.
-enum class Part { all, forth, back };
 
 // What lays a window out, and knows a thread's four channels.
 template <class S>
@@ -57,10 +50,9 @@ struct Layer {
   // The rows of d_y and z are those of channels that are there, but a cut row's cotangents must be 0.
   __device__ __forceinline__ bool counts(int j) const { return j < valid; }
 
-  // A window's inputs, or a part of them, all asked for before the first is used.
-  template <bool WHOLE, Part PART>
+  // A window's inputs, all asked for before the first is used.
+  template <bool WHOLE>
   __device__ __forceinline__ void lay(int steps) const {
-    constexpr bool kForth = PART != Part::back, kBack = PART != Part::forth;
     constexpr int kStateRounds = kWindow * 4 / kBackThreads, kStateRows = kBackThreads / 4;
     Pack<S, 4> u_of[kRounds], delta_of[kRounds], z_of[kRounds], d_y_of[kRounds], B_of[kStateRounds], C_of[kStateRounds];
     const int k = threadIdx.x / 4, n = threadIdx.x % 4 * 4, left = states - n;
@@ -70,17 +62,15 @@ struct Layer {
     for (int i = 0; i < kRounds; ++i) {
       const int32_t from = some_cell(cell(i));
       delta_of[i] = load_four<WHOLE>(delta.at(from), valid);
-      if constexpr (kBack) {
-        z_of[i] = load_four<WHOLE>(z.at(from), valid);
-        d_y_of[i] = load_four<WHOLE>(d_y.at(from), valid);
-      }
-      if constexpr (kForth) u_of[i] = load_four<WHOLE>(u.at(from), valid);
+      z_of[i] = load_four<WHOLE>(z.at(from), valid);
+      d_y_of[i] = load_four<WHOLE>(d_y.at(from), valid);
+      u_of[i] = load_four<WHOLE>(u.at(from), valid);
     }
 #pragma unroll
     for (int i = 0; i < kStateRounds; ++i) {
       const int32_t from = some_cell(m.cells.cell[k + i * kStateRows]);
-      if constexpr (kBack) C_of[i] = load_four<WHOLE>(C.at(from), left);
-      if constexpr (kForth) B_of[i] = load_four<WHOLE>(B.at(from), left);
+      C_of[i] = load_four<WHOLE>(C.at(from), left);
+      B_of[i] = load_four<WHOLE>(B.at(from), left);
     }
     alignas(16) float bias[4];
     read_four(m.bias, bias);
@@ -89,19 +79,15 @@ struct Layer {
       if (i * kAtOnce >= steps) break;
       const bool here = cell(i) >= 0;
       float deltas[4], us[4], zs[4], d_ys[4];
-      unpack(delta_of[i], deltas);
-      if constexpr (kBack) unpack(z_of[i], zs), unpack(d_y_of[i], d_ys);
-      if constexpr (kForth) unpack(u_of[i], us);
+      unpack(delta_of[i], deltas), unpack(u_of[i], us), unpack(z_of[i], zs), unpack(d_y_of[i], d_ys);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float raw = deltas[j] + bias[j], soft = fast_softplus(raw), known = is.soft ? soft : raw;
         const float d = here ? known : 0.0f;
         m.d[at(j, i)] = d;
-        if constexpr (kForth) m.w[in_pairs(j, i)] = d * us[j];
-        if constexpr (kBack) {
-          const float gate = zs[j] * fast_sigmoid(zs[j]), out = is.gated ? d_ys[j] * gate : d_ys[j];
-          m.out[in_pairs(j, i)] = here && counts(j) ? out : 0.0f;
-        }
+        m.w[in_pairs(j, i)] = d * us[j];
+        const float gate = zs[j] * fast_sigmoid(zs[j]), out = is.gated ? d_ys[j] * gate : d_ys[j];
+        m.out[in_pairs(j, i)] = here && counts(j) ? out : 0.0f;
       }
     }
 #pragma unroll
@@ -113,8 +99,7 @@ struct Layer {
 #pragma unroll
         for (int j = 0; j < 4; ++j) to[n + j][step % 2] = left > 0 ? x[j] : 0.0f;
       };
-      if constexpr (kForth) put(B_of[i], m.B[step / 2]);
-      if constexpr (kBack) put(C_of[i], m.C[step / 2]);
+      put(B_of[i], m.B[step / 2]), put(C_of[i], m.C[step / 2]);
     }
   }
 };

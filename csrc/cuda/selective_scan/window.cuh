@@ -1,4 +1,4 @@
-// `selective_scan`, fast: what the backward and the carrying kernels share. A window of 64 steps of 32 channels lies in
+// `selective_scan`, fast: what the backward works on. A window of 64 steps of 32 channels lies in
 // shared memory, laid out by all threads; then each warp walks over it with 8 channels. A lane has channels t and t + 4
 // and states 2g and 2g + 1 of its warp's (t = lane % 4, g = lane / 4): a product of the tensor cores adds up over
 // channels what d_B and d_C ask for, and others what is a sum over states.
@@ -16,17 +16,23 @@ constexpr int kAtOnce = kBackThreads / (kWide / 4);               // steps that 
 constexpr int kRounds = kWindow / kAtOnce;
 constexpr float kLn2 = 0.69314718056f;
 
-// Walks are cut into pieces, by a rule of one row's shape: how many rows there are must not show in a row's bits. A
-// forward's blocks are so many that its pieces may be longer, so that fewer blocks have an end where warps wait.
+// Walks are cut into pieces, by a rule of one row's shape: how many rows there are must not show in a row's bits. They
+// are as long as leaves blocks enough: what comes long before a piece's end has no weight there, so that what a long
+// piece leaves to the next is found from a part of it.
 struct Pieces {
-  static constexpr int64_t kEnough = 384;  // blocks of one row
+  static constexpr int64_t kEnough = 384, kLongest = 4096;  // blocks of one row; steps
   int64_t each, count;
 
   Pieces(const Selective& a, bool forth) {
-    const bool many = forth && a.length / 1024 * (a.width / kWide) >= kEnough;
-    each = a.length > 8192 && !many ? 512 : 1024;
+    const int64_t blocks = forth ? a.width / kWide : ceil_div(a.width, kChunk);  // of one piece
+    each = a.length > 8192 ? 512 : 1024;
+    while (each < kLongest && a.length / (2 * each) * blocks >= kEnough) each *= 2;
     count = a.length > 0 ? (a.length + each - 1) / each : 1;
   }
+  static Pieces whole(const Selective& a) { return {a.length, 1}; }
+
+ private:
+  Pieces(int64_t steps, int64_t how_many) : each(steps), count(how_many) {}
 };
 
 // The tensors by cell whose rows a block needs.
@@ -118,7 +124,7 @@ inline Options options_of(const Selective& a) {
 // Where walks are cut into pieces: puts the states that enter each piece, [pieces][D][N], or the cotangents that
 // arrive at its end. `sums` [pieces][D] is scratch.
 template <class S>
-int carry(const Selective& a, bool forth, const Options& is, float* arriving, float* sums, cudaStream_t stream);
+int carry(const Selective& a, const Pieces& pieces, bool forth, const Options& is, float* arriving, float* sums, cudaStream_t stream);
 
 }  // namespace nvsubq::selective
 
