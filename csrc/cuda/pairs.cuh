@@ -57,23 +57,32 @@ __device__ __forceinline__ void store_pairs(const nvsubq_tensor& t, const Chunk<
             [&](int j, char* p) { close(x[0][j], x[1][j], brain, reinterpret_cast<Raw*>(p)); });
 }
 
-// Turns the inputs of a chunk into its states. `saved` has the states that enter tiles of `tile_back` steps.
-template <int REACH, class Args, int WARPS, int R>
+// Turns the inputs of a chunk into its states. `saved` has the states that enter tiles of `tile_back` steps. The two
+// channels are walked SIDE_BY_SIDE, so that neither waits for itself, where there are registers for that.
+template <int REACH, bool SIDE_BY_SIDE, class Args, int WARPS, int R>
 __device__ __forceinline__ void scan_pairs(const Args& a, TileMemory<float, WARPS> (&memory)[2], const Tiling& tiling,
                                            const Links& links, const TilePlace& place, const Chunk<R>& chunk,
                                            int tile_back, const float (&decay)[2][R], float (&in)[2][R]) {
+  constexpr int kTogether = SIDE_BY_SIDE ? 2 : 1;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) & 31;
-#pragma unroll
-  for (int v = 0; v < 2; ++v) {
-    float product = 1, s = 0;
+  const auto walk = [&](int first, auto step) {  // step(starts, j, v)
     for_starts(chunk, [&](auto starts) {
 #pragma unroll
-      for (int j = 0; j < R; ++j) {
-        s = starts(j) ? in[v][j] : fused(decay[v][j], s, in[v][j]);
-        product = starts(j) ? 0.0f : product * decay[v][j];
-      }
+      for (int j = 0; j < R; ++j)
+#pragma unroll
+        for (int v = first; v < first + kTogether; ++v) step(starts(j), j, v);
     });
-    memory[v].product[warp][lane] = product, memory[v].sum[warp][lane] = s;
+  };
+#pragma unroll
+  for (int first = 0; first < 2; first += kTogether) {
+    float product[2] = {1, 1}, s[2] = {0, 0};
+    walk(first, [&](bool starts, int j, int v) {
+      s[v] = starts ? in[v][j] : fused(decay[v][j], s[v], in[v][j]);
+      product[v] = starts ? 0.0f : product[v] * decay[v][j];
+    });
+#pragma unroll
+    for (int v = first; v < first + kTogether; ++v)
+      memory[v].product[warp][lane] = product[v], memory[v].sum[warp][lane] = s[v];
   }
   __syncthreads();
   for (int v = warp; v < 2; v += tiling.warps) {  // a warp for each: they wait side by side
@@ -88,14 +97,19 @@ __device__ __forceinline__ void scan_pairs(const Args& a, TileMemory<float, WARP
   const int64_t tile = int64_t(place.row) * borders(a.length, tile_back) + chunk.first / tile_back - 1;
   const bool last = place.live && place.rank == tiling.tiles - 1 && warp == tiling.warps - 1;
 #pragma unroll
-  for (int v = 0; v < 2; ++v) {
-    float s = fold(before[v].product, before[v].sum, memory[v].entering[lane]);
-    if (border) static_cast<float*>(a.saved)[tile * a.width + place.channel + v] = s;
-    for_starts(chunk, [&](auto starts) {
+  for (int first = 0; first < 2; first += kTogether) {
+    float s[2];
 #pragma unroll
-      for (int j = 0; j < R; ++j) in[v][j] = s = starts(j) ? in[v][j] : fused(decay[v][j], s, in[v][j]);
+    for (int v = first; v < first + kTogether; ++v) {
+      s[v] = fold(before[v].product, before[v].sum, memory[v].entering[lane]);
+      if (border) static_cast<float*>(a.saved)[tile * a.width + place.channel + v] = s[v];
+    }
+    walk(first, [&](bool starts, int j, int v) {
+      in[v][j] = s[v] = starts ? in[v][j] : fused(decay[v][j], s[v], in[v][j]);
     });
-    if (last) write_state(a.final_state, place.row, place.channel + v, s);
+#pragma unroll
+    for (int v = first; v < first + kTogether; ++v)
+      if (last) write_state(a.final_state, place.row, place.channel + v, s[v]);
   }
 }
 

@@ -53,7 +53,10 @@ NVSUBQ_BOTH float expm1_of(float y) {
   p = fmaf(p, y, 5.5490408e-2f);
   p = fmaf(p, y, 2.4022564e-1f);
   p = fmaf(p, y, 6.9314718e-1f);
-  return y > -0.5f ? p * y : exp2_fast(y) - 1.0f;
+  float z;  // always evaluated: else whether it is costs more
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(z) : "f"(y));
+  p *= y, z -= 1.0f;
+  return y > -0.5f ? p : z;
 }
 NVSUBQ_BOTH double expm1_of(double x) { return expm1(x); }
 

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     }
   }
   keep_state(chunk, decay[0], in[0]), keep_state(chunk, decay[1], in[1]);
-  scan_pairs<REACH>(a, memory, tiling, links, place, chunk, RglruSizes<float>::tile_back, decay, in);
+  scan_pairs<REACH, sizeof(Raw) == 4>(a, memory, tiling, links, place, chunk, RglruSizes<float>::tile_back, decay, in);
   if (here[0].gated) {
     load_pairs(a.gate, chunk, place.channel, x);
 #pragma unroll
