@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvsubq.cores import fused_steps
 from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
@@ -30,7 +31,6 @@ from nvsubq.cores.mamba_together import MambaTogether
 from nvsubq.ops import mamba_inner, selective_scan, selective_state_update
 from nvsubq.ops.mamba_weights import MambaWeights
 from nvsubq.ops.numerics import inverse_softplus
-from nvsubq.ops.steps import mamba_step
 
 _GATE_BIAS = 4.0  # a decay's gate starts near 1
 
@@ -257,7 +257,7 @@ class Mamba(MambaTogether, LTV_LRNN):
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
 
     def weights_together(self) -> MambaWeights | None:
-        if torch.compiler.is_compiling() or not is_plain(self, Mamba) or not self._is_fusable():
+        if torch.compiler.is_compiling() or not is_plain(self, Mamba) or not self.is_fusable():
             return None
         linears = linears_of(self, "in_proj", "x_proj", "dt_proj", "out_proj")
         conv, own = weights_of(self.conv1d, nn.Conv1d), own_of(self, "A_log", "D")
@@ -302,44 +302,11 @@ class Mamba(MambaTogether, LTV_LRNN):
         own_states(inference_cache)
         if integration_timesteps is not None:
             integration_timesteps = integration_timesteps[:, 0].to(state_dtype(self.A_log.dtype))
-        out: Any = self._fused_step(x, inference_cache, integration_timesteps)
+        out: Any = fused_steps.mamba(self, x, inference_cache, integration_timesteps)
         if out is None:
             out = self._composed_step(x, inference_cache, integration_timesteps)
         inference_cache["seqlen_offset"] += 1
         return out, inference_cache
-
-    def _fused_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
-        """The step in one call, or None where the parts or the moment do not allow it."""
-        if torch.compiler.is_compiling() or not self._is_fusable():
-            return None
-        if self.event_mode and timesteps is not None:
-            return None
-        linears = linears_of(self, "in_proj", "x_proj", "dt_proj", "out_proj")
-        conv, own = weights_of(self.conv1d, nn.Conv1d), own_of(self, "A_log", "D")
-        if linears is None or conv is None or own is None:
-            return None
-        first, low, dt, last = linears
-        if low["bias"] is not None or dt["bias"] is None:
-            return None
-        return mamba_step(
-            x,
-            cache["conv_state"],
-            cache["lrnn_state"],
-            in_weight=first["weight"],
-            in_bias=first["bias"],
-            conv_weight=conv["weight"],
-            conv_bias=conv["bias"],
-            x_proj=low["weight"],
-            dt_weight=dt["weight"],
-            dt_bias=dt["bias"],
-            A_log=own["A_log"],
-            D=own["D"],
-            out_weight=last["weight"],
-            out_bias=last["bias"],
-            timesteps=timesteps,
-            discretization=self.discretization,  # type: ignore[arg-type]
-            backend=self.backend,
-        )
 
     def _composed_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor:
         u, z = self.in_proj(x[:, 0]).chunk(2, dim=-1)
@@ -388,7 +355,7 @@ class Mamba(MambaTogether, LTV_LRNN):
             inputs["decay_gate"] = torch.sigmoid(gate[0] + _GATE_BIAS)
         return inputs
 
-    def _is_fusable(self) -> bool:
+    def is_fusable(self) -> bool:
         """Whether convolution and decay are those of the fused ops."""
         return not self.a_modulation and self.a_init == "s4d_real" and self.conv_dilations == (1,)
 
@@ -397,7 +364,7 @@ class Mamba(MambaTogether, LTV_LRNN):
 
         The weights have to say all that `x_proj` and `dt_proj` do: no hook, adapter or other module there.
         """
-        if torch.compiler.is_compiling() or not self._is_fusable():  # the compiler fuses by itself
+        if torch.compiler.is_compiling() or not self.is_fusable():  # the compiler fuses by itself
             return False
         found = linears_of(self, "x_proj", "dt_proj")
         return found is not None and found[0]["bias"] is None and found[1]["bias"] is not None

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvsubq.cores import fused_steps
 from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
@@ -24,12 +25,10 @@ from nvsubq.cores.base import (
     state_dtype,
 )
 from nvsubq.cores.cache import check_cache, own_states, write_cache
-from nvsubq.cores.fusing import linears_of, own_of, weights_of
 from nvsubq.cores.norm import GroupRMSNorm
 from nvsubq.cores.projecting import normed_project, split_project
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, ssd_scan, ssd_state_update
 from nvsubq.ops.numerics import inverse_softplus
-from nvsubq.ops.steps import mamba2_step
 
 
 class Mamba2(LTV_LRNN):
@@ -248,42 +247,11 @@ class Mamba2(LTV_LRNN):
             return self.forward(hidden_states, inference_cache=inference_cache), inference_cache
         check_cache(inference_cache, hidden_states.shape[0])
         own_states(inference_cache)
-        y: Any = self._fused_step(hidden_states, inference_cache)
+        y: Any = fused_steps.mamba2(self, hidden_states, inference_cache)
         if y is None:
             y = self._composed_step(hidden_states, inference_cache)
         inference_cache["seqlen_offset"] += 1
         return y, inference_cache
-
-    def _fused_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor | None:
-        """The step in one call, or None where the parts or the moment do not allow it."""
-        if torch.compiler.is_compiling():
-            return None
-        linears, own = linears_of(self, "in_proj", "out_proj"), own_of(self, "dt_bias", "A_log", "D")
-        conv, norm = weights_of(self.conv1d, nn.Conv1d), weights_of(self.norm, GroupRMSNorm)
-        if linears is None or own is None or conv is None or (norm is None) != (self.norm is None):
-            return None
-        first, last = linears
-        return mamba2_step(
-            x,
-            cache["conv_state"],
-            cache["lrnn_state"],
-            in_weight=first["weight"],
-            in_bias=first["bias"],
-            conv_weight=conv["weight"],
-            conv_bias=conv["bias"],
-            dt_bias=own["dt_bias"],
-            A_log=own["A_log"],
-            D=own["D"],
-            norm_weight=None if norm is None else norm["weight"],
-            out_weight=last["weight"],
-            out_bias=last["bias"],
-            norm_eps=1.0 if self.norm is None else self.norm.eps,
-            norm_before_gate=self.norm_before_gate,
-            groups=self.ngroups,
-            channel_skip=self.D_has_hdim,
-            dt_limit=self.dt_limit,
-            backend=self.backend,
-        )
 
     def _composed_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor:
         z0, x0, z, xBC, dt = self.in_proj(x[:, 0]).split(self._rows, dim=-1)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvsubq.cores import fused_steps
 from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
@@ -24,10 +25,9 @@ from nvsubq.cores.base import (
 from nvsubq.cores.beginnings import has_begun, lead_in
 from nvsubq.cores.block_linear import BlockLinear
 from nvsubq.cores.cache import check_cache, own_states, write_cache
-from nvsubq.cores.fusing import bias_beside, linears_of, own_of, product, weights_of
+from nvsubq.cores.fusing import bias_beside, product
 from nvsubq.ops import causal_conv1d, causal_conv1d_update, rglru_scan, rglru_state_update
 from nvsubq.ops.rglru import GELUS
-from nvsubq.ops.steps import rglru_step
 
 
 class RGLRU(LTV_LRNN):
@@ -237,44 +237,11 @@ class RGLRU(LTV_LRNN):
             return self.forward(hidden_states, inference_cache=inference_cache), inference_cache
         check_cache(inference_cache, hidden_states.shape[0])
         own_states(inference_cache)
-        y: Any = self._fused_step(hidden_states, inference_cache)
+        y: Any = fused_steps.rglru(self, hidden_states, inference_cache)
         if y is None:
             y = self._composed_step(hidden_states, inference_cache)
         inference_cache["seqlen_offset"] += 1
         return y, inference_cache
-
-    def _fused_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor | None:
-        """The step in one call, or None where the parts or the moment do not allow it."""
-        if torch.compiler.is_compiling() or self.gelu != "erf" or not self.normalize_first:
-            return None
-        names = ("in_proj", "gate_proj", "recurrent_gate_proj", "input_gate_proj", "out_proj")
-        linears, conv = linears_of(self, *names), weights_of(self.conv1d, nn.Conv1d)
-        own = own_of(self, "a_log")
-        if linears is None or conv is None or own is None:
-            return None
-        first, gate, r, i, last = linears
-        if r["bias"] is None or i["bias"] is None:
-            return None
-        return rglru_step(
-            x,
-            cache["conv_state"],
-            cache["lrnn_state"],
-            in_weight=first["weight"],
-            in_bias=first["bias"],
-            gate_weight=gate["weight"],
-            gate_bias=gate["bias"],
-            conv_weight=conv["weight"],
-            conv_bias=conv["bias"],
-            r_weight=r["weight"],
-            r_bias=r["bias"],
-            i_weight=i["weight"],
-            i_bias=i["bias"],
-            a_log=own["a_log"],
-            out_weight=last["weight"],
-            out_bias=last["bias"],
-            c=self.c,
-            backend=self.backend,
-        )
 
     def _composed_step(self, x: Tensor, cache: dict[str, Any]) -> Tensor:
         h = x[:, 0]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nvsubq.cores import fused_steps
 from nvsubq.cores.base import (
     DISCRETIZATIONS,
     LTV_LRNN,
@@ -23,10 +24,8 @@ from nvsubq.cores.base import (
 )
 from nvsubq.cores.cache import check_cache, own_states, write_cache
 from nvsubq.cores.complex_pairs import project_in, read_out, start_at_hippo
-from nvsubq.cores.fusing import own_of
 from nvsubq.ops import linear_scan, linear_state_update
 from nvsubq.ops.numerics import complex_of, expm1_over
-from nvsubq.ops.steps import s5_step
 
 _HIGHEST_REAL_PART = -1e-4  # of Lambda, where it is clipped
 
@@ -191,31 +190,11 @@ class S5(LTV_LRNN):
         own_states(inference_cache)
         if integration_timesteps is not None:
             integration_timesteps = integration_timesteps[:, 0].to(state_dtype(self.A.dtype))
-        out: Any = self._fused_step(x, inference_cache, integration_timesteps)
+        out: Any = fused_steps.s5(self, x, inference_cache, integration_timesteps)
         if out is None:
             out = self._composed_step(x, inference_cache, integration_timesteps)
         inference_cache["seqlen_offset"] += 1
         return out, inference_cache
-
-    def _fused_step(self, u: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
-        """The step in one call, or None where the parameters or the moment do not allow it."""
-        own = None if torch.compiler.is_compiling() else own_of(self, "A", "B", "C", "D", "log_dt")
-        if own is None or self.clip_eigs or (self.symmetric_timesteps and timesteps is not None):
-            return None
-        return s5_step(
-            u,
-            cache["lrnn_state"],
-            A=own["A"],
-            B=own["B"],
-            C=own["C"],
-            D=own["D"],
-            log_dt=own["log_dt"],
-            timesteps=timesteps,
-            discretization=self.discretization,  # type: ignore[arg-type]
-            step_rescale=self.step_rescale,
-            conj_sym=self.conj_sym,
-            backend=self.backend,
-        )
 
     def _composed_step(self, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor:
         u = x[:, 0]

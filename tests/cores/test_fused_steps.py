@@ -25,6 +25,7 @@ from step_cases import check as check_steps
 from torch import nn
 from torch.nn.utils import parametrize
 
+from nvsubq.cores import fused_steps
 from nvsubq.cores.base import LTV_LRNN
 from nvsubq.ops import backends, use_backend
 from nvsubq.ops.native import library
@@ -311,7 +312,8 @@ def test_a_compiler_sees_the_ops(case: StepCase, monkeypatch: pytest.MonkeyPatch
         assert not calls
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         takes_timesteps = str(case).startswith(("mamba-", "s5"))
-        assert core._fused_step(x, started(core, 2), *([timesteps] if takes_timesteps else [])) is None
+        fused = getattr(fused_steps, type(core).__name__.lower())
+        assert fused(core, x, started(core, 2), *([timesteps] if takes_timesteps else [])) is None
 
 
 def test_large_timesteps_keep_their_phase() -> None:
