@@ -7,7 +7,7 @@ namespace nvsubq::selective {
 namespace {
 
 template <class S, bool FORTH>
-__global__ void __launch_bounds__(kBackThreads, 8)
+__global__ void __launch_bounds__(kBackThreads, FORTH ? 8 : 7)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                     const __grid_constant__ Pieces pieces, const __grid_constant__ Options is,
                     float* __restrict__ local, float* __restrict__ sums) {
