@@ -6,12 +6,11 @@
 namespace nvsubq::selective {
 namespace {
 
-// BLOCKS: as many as a multiprocessor should hold.
+// BLOCKS: as many as a multiprocessor should hold. Pieces as a grid constant cost four registers that are not there.
 template <class S, class Is, int BLOCKS>
 __global__ void __launch_bounds__(Is::threads, BLOCKS)
     selective_fast_forward(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
-                           const __grid_constant__ Options is, Pieces pieces,
-                           const float* entering) {
+                           const __grid_constant__ Options is, Pieces pieces, const float* entering) {
   extern __shared__ __align__(16) char memory[];
   auto& m = *reinterpret_cast<typename Is::Memory*>(memory);
   constexpr int channels = Is::channels, T = Is::T;

@@ -124,7 +124,8 @@ inline Options options_of(const Selective& a) {
 // Where walks are cut into pieces: puts the states that enter each piece, [pieces][D][N], or the cotangents that
 // arrive at its end. `sums` [pieces][D] is scratch.
 template <class S>
-int carry(const Selective& a, const Pieces& pieces, bool forth, const Options& is, float* arriving, float* sums, cudaStream_t stream);
+int carry(const Selective& a, const Pieces& pieces, bool forth, const Options& is, float* arriving, float* sums,
+          cudaStream_t stream);
 
 }  // namespace nvsubq::selective
 
