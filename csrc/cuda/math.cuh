@@ -21,6 +21,31 @@ __device__ __forceinline__ T silu_slope(T x) {
   return gate * (T(1) + x * (T(1) - gate));
 }
 
+// Single instructions of the special function unit, good to a few units of the last place.
+__device__ __forceinline__ float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// The same, always evaluated: no branch is made around it where an option or a comparison selects its result.
+__device__ __forceinline__ float exp2_always(float x) {
+  float y;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
+__device__ __forceinline__ float root_of(float x) {
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ double root_of(double x) { return sqrt(x); }
+
 // log(1 + e) for e in 0 .. 1, with a relative error of 3e-7.
 __device__ __forceinline__ float log1p_of(float e) {
   float sum = -0.00853918027f;

@@ -102,10 +102,8 @@ def test_pieces_pass_on_what_is_not_forgotten(name: str, length: int, dtype: tor
 
 
 def test_long_pieces_give_what_short_ones_give() -> None:
-    few, (length, width) = (
-        40,
-        (16384, 3072),
-    )  # pieces of 4096 steps forth and of 1024 back; with 40 channels of 512
+    # Pieces of 4096 steps forth and of 1024 back; with few channels of 512.
+    few, length, width = 40, 16384, 3072
     tensors, _ = sized(ALL, "long", N=16, L=length, D=width, B=1).build(torch.float32, "cuda")
     d_y = torch.randn(1, length, width, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
 

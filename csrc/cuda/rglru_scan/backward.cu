@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(RglruSizes<T>::warps_back * 32, sizeof(T) == 4
     const bool unscaled = plain >> j & 1;
     const T in = o.i.open * x[j], scaled = unscaled ? h[j] : h[j] * o.norm;
     T d_log = h[j] * before[j] * o.decay;  // of the logarithm of the decay
-    const T by_norm = inverse_fast(fmax(T(2) * o.norm, T(1 / kMaxDerivative)));
+    const T by_norm = reciprocal(fmax(T(2) * o.norm, T(1 / kMaxDerivative)));
     if (!unscaled) d_log -= h[j] * in * T(2) * o.decay * o.decay * by_norm;
     const T d_r = d_log * here.rate * o.r.open * o.r.shut, d_i = scaled * in * o.i.shut;
     if (j < chunk.visited) sums[kRate] += d_log * o.r.open, sums[kRBias] += d_r, sums[kIBias] += d_i;

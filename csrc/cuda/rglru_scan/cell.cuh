@@ -20,22 +20,6 @@ struct RglruSizes {
   static constexpr int warps_back = 8, steps_back = 8 / words, tile_back = warps_back * steps_back;
 };
 
-// Single instructions of the special function unit, good to a few units of the last place.
-NVSUBQ_BOTH float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-NVSUBQ_BOTH float inverse_fast(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-NVSUBQ_BOTH float root_fast(float x) {
-  float y;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 // What is no number stays none, other than with fminf.
 NVSUBQ_BOTH float min_or_nan(float x, float y) {
   float z;
@@ -43,8 +27,6 @@ NVSUBQ_BOTH float min_or_nan(float x, float y) {
   return z;
 }
 NVSUBQ_BOTH double min_or_nan(double x, double y) { return x > y ? y : x; }
-NVSUBQ_BOTH double inverse_fast(double x) { return 1.0 / x; }
-NVSUBQ_BOTH double root_fast(double x) { return sqrt(x); }
 
 // exp(x) - 1 from y = x log2(e) <= 0, with a small relative error everywhere. In fp64 from x itself.
 NVSUBQ_BOTH float expm1_of(float y) {
@@ -53,17 +35,16 @@ NVSUBQ_BOTH float expm1_of(float y) {
   p = fmaf(p, y, 5.5490408e-2f);
   p = fmaf(p, y, 2.4022564e-1f);
   p = fmaf(p, y, 6.9314718e-1f);
-  float z;  // always evaluated: else whether it is costs more
-  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(z) : "f"(y));
-  p *= y, z -= 1.0f;
-  return y > -0.5f ? p : z;
+  p *= y;
+  const float far = exp2_always(y) - 1.0f;
+  return y > -0.5f ? p : far;
 }
 NVSUBQ_BOTH double expm1_of(double x) { return expm1(x); }
 
 // What a logit is multiplied with so that `power_of_scaled` gives exp(-x), and what makes `expm1_of`'s argument.
 template <class T>
 constexpr T kLogScale = sizeof(T) == 4 ? T(1.4426950408889634074) : T(1);
-NVSUBQ_BOTH float power_of_scaled(float x) { return exp2_fast(-x); }
+NVSUBQ_BOTH float power_of_scaled(float x) { return exp2_of(-x); }
 NVSUBQ_BOTH double power_of_scaled(double x) { return exp(-x); }
 
 // A sigmoid and, if BOTH, 1 minus it, to full relative accuracy, of x / kLogScale.
@@ -72,20 +53,20 @@ struct Gate {
   T open, shut;
   NVSUBQ_BOTH explicit Gate(T scaled) {
     const T e = min_or_nan(power_of_scaled(scaled), T(sizeof(T) == 4 ? 8e37 : 8e307));  // infinity times 0 is no number
-    open = inverse_fast(T(1) + e);
+    open = reciprocal(T(1) + e);
     shut = e * open;
   }
 };
 template <class T>
 struct Gate<T, false> {
   T open;
-  NVSUBQ_BOTH explicit Gate(T scaled) : open(inverse_fast(T(1) + power_of_scaled(scaled))) {}
+  NVSUBQ_BOTH explicit Gate(T scaled) : open(reciprocal(T(1) + power_of_scaled(scaled))) {}
 };
 
 // x Phi(x): GELU by the error function, and its derivative.
 NVSUBQ_BOTH Slope<float> gelu_erf(float x) {
   const float below = normcdff(x);
-  return {x * below, fmaf(x * 0.39894228040143267794f, exp2_fast(x * x * -0.72134752044448170368f), below)};
+  return {x * below, fmaf(x * 0.39894228040143267794f, exp2_of(x * x * -0.72134752044448170368f), below)};
 }
 NVSUBQ_BOTH Slope<double> gelu_erf(double x) {
   const double below = normcdf(x);
@@ -110,7 +91,7 @@ struct Opened {
   NVSUBQ_BOTH Opened(T r_logit, T i_logit, T rate) : r(r_logit), i(i_logit) {
     const T less = expm1_of(rate * r.open);  // decay - 1
     decay = less + T(1);
-    norm = root_fast(-less * (less + T(2)));
+    norm = root_of(-less * (less + T(2)));
   }
 };
 

@@ -40,10 +40,7 @@ struct Carrier {
         z(options.gated ? a.z : a.delta, row, first + (valid > 0 ? 4 * four : 0)),
         x(FORTH ? a.B : a.C, row, group * (FORTH ? a.B : a.C).stride[2] + (states_left > 0 ? 4 * fourth : 0)) {
     valid = valid < 0 ? 0 : valid > 4 ? 4 : valid;
-    if (threadIdx.x < kWide)
-      m.bias[lane] = has(a.delta_bias) && lane < there
-                         ? read_any<float>(a.delta_bias, (first + lane) * a.delta_bias.stride[0])
-                         : 0.0f;
+    if (threadIdx.x < kWide) m.bias[lane] = of_channel(a.delta_bias, first, lane, there);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       A[i] = channel() < there && state(i) < states

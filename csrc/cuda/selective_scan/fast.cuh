@@ -27,23 +27,6 @@ int64_t fast_backward_bytes(const Selective& a);
 template <class S>
 constexpr bool kExact = !std::is_same_v<S, bf16>;
 
-__device__ __forceinline__ float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-// The same, always evaluated: no branch is made around it where an option selects its result.
-__device__ __forceinline__ float exp2_always(float x) {
-  float y;
-  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 __device__ __forceinline__ float fast_softplus(float x) {
   return fmaxf(x, 0.0f) + log1p_of(exp2_always(-fabsf(x) * kLog2e));
 }
@@ -144,6 +127,11 @@ struct Row {
     return reinterpret_cast<S*>(data + uint64_t(uint32_t(cell)) * stride);
   }
 };
+
+// A parameter of channels, that of channel first + c; 0 where it is not there, or c is not one of `there`.
+__device__ __forceinline__ float of_channel(const nvsubq_tensor& t, int64_t first, int c, int there) {
+  return has(t) && c < there ? read_any<float>(t, (first + c) * t.stride[0]) : 0.0f;
+}
 
 // Options of a call that are the same for all threads.
 struct Options {

@@ -65,35 +65,34 @@ Pieces pieces_of(const Selective& a) {
   return cut ? Pieces(a, true) : Pieces::whole(a);
 }
 
-template <class S, class Is, int BLOCKS>
-int run(const Selective& a, const Pieces& pieces, const float* entering, cudaStream_t stream) {
-  const dim3 grid(unsigned(a.batch * pieces.count * a.groups * ceil_div(a.width / a.groups, Is::channels)));
-  return launch("selective_scan", selective_fast_forward<S, Is, BLOCKS>, grid, Is::threads,
-                sizeof(typename Is::Memory), stream, a, Walk(a), options_of(a), pieces, entering);
-}
-
 struct Plan {
   Arena arena;
   Pieces pieces;
-  float *entering, *sums;
+  float *entering = nullptr, *sums = nullptr;  // where a walk is cut
 
   Plan(const Selective& a, void* memory) : arena(memory), pieces(pieces_of(a)) {
-    const int64_t all = pieces.count > 1 ? a.batch * pieces.count : 0;
-    entering = arena.take<float>(all * a.width * a.states), sums = arena.take<float>(all * a.width);
+    if (pieces.count == 1) return;
+    const int64_t channels = a.batch * pieces.count * a.width;
+    entering = arena.take<float>(channels * a.states), sums = arena.take<float>(channels);
   }
 };
+
+template <class S, class Is, int BLOCKS>
+int run(const Selective& a, const Plan& plan, cudaStream_t stream) {
+  const dim3 grid(unsigned(a.batch * plan.pieces.count * a.groups * ceil_div(a.width / a.groups, Is::channels)));
+  return launch("selective_scan", selective_fast_forward<S, Is, BLOCKS>, grid, Is::threads,
+                sizeof(typename Is::Memory), stream, a, Walk(a), options_of(a), plan.pieces, plan.entering);
+}
 
 template <class S>
 int for_states(const Selective& a, cudaStream_t stream) {
   const Plan plan(a, a.workspace);
-  const bool cut = plan.pieces.count > 1;
-  if (cut)
+  if (plan.pieces.count > 1)
     if (const int status = carry<S>(a, plan.pieces, true, options_of(a), plan.entering, plan.sums, stream))
       return status;
-  const float* const entering = cut ? plan.entering : nullptr;
-  if (a.states <= 4) return run<S, Shape<1, 4, 1, 4, 4, 32>, 2>(a, plan.pieces, entering, stream);
-  if (a.states > 16) return run<S, Shape<16, 4, 1, 4, 4, 32>, 1>(a, plan.pieces, entering, stream);
-  return run<S, Shape<2, 8, 2, 4, 4, 32>, 3>(a, plan.pieces, entering, stream);
+  if (a.states <= 4) return run<S, Shape<1, 4, 1, 4, 4, 32>, 2>(a, plan, stream);
+  if (a.states > 16) return run<S, Shape<16, 4, 1, 4, 4, 32>, 1>(a, plan, stream);
+  return run<S, Shape<2, 8, 2, 4, 4, 32>, 3>(a, plan, stream);
 }
 
 }  // namespace

@@ -46,10 +46,8 @@ struct Serving {
     for (int i = 0; i < Is::packed * G; ++i) packs[i / G][i % G] = pack<S>(zeros);
     place = 4 * four * T + swizzle(4 * four, first_row * V);
     for (int c = thread; c < Is::channels; c += Is::servers) {
-      const auto read = [&](const nvsubq_tensor& t) {
-        return has(t) && c < run ? read_any<float>(t, (first + c) * t.stride[0]) : 0.0f;
-      };
-      m.bias[c] = read(a.delta_bias), m.skip[c] = read(a.D) / cut;
+      m.bias[c] = of_channel(a.delta_bias, first, c, run);
+      m.skip[c] = of_channel(a.D, first, c, run) / cut;
     }
   }
   // The first step of run i, and where it is in channel j's row: xors, as rows and runs are powers of two, and channel j

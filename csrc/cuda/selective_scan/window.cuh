@@ -1,7 +1,7 @@
-// `selective_scan`, fast: what the backward works on. A window of 64 steps of 32 channels lies in
-// shared memory, laid out by all threads; then each warp walks over it with 8 channels. A lane has channels t and t + 4
-// and states 2g and 2g + 1 of its warp's (t = lane % 4, g = lane / 4): a product of the tensor cores adds up over
-// channels what d_B and d_C ask for, and others what is a sum over states.
+// `selective_scan`, fast: what the backward works on. A window of 64 steps of 32 channels lies in shared memory, laid
+// out by all threads; then each warp walks over it with 8 channels. A lane has channels t and t + 4 and states 2g and
+// 2g + 1 of its warp's (t = lane % 4, g = lane / 4): a product of the tensor cores adds up over channels what d_B and
+// d_C ask for, and others what is a sum over states.
 #ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_WINDOW_CUH
 #define NVSUBQ_CUDA_SELECTIVE_SCAN_WINDOW_CUH
 
@@ -93,10 +93,7 @@ struct alignas(16) Window {
     place(kGradU, a.d_u, first), place(kGradDelta, a.d_delta, first), place(kGradZ, is.gated ? a.d_z : a.d_u, first);
     const int c = threadIdx.x;
     if (c >= kWide) return;
-    const auto read = [&](const nvsubq_tensor& t) {
-      return has(t) && c < there ? read_any<float>(t, (first + c) * t.stride[0]) : 0.0f;
-    };
-    bias[c] = read(a.delta_bias), skip[c] = read(a.D);
+    bias[c] = of_channel(a.delta_bias, first, c, there), skip[c] = of_channel(a.D, first, c, there);
   }
 };
 
