@@ -23,17 +23,10 @@ if TYPE_CHECKING:
 
 def mamba(core: Mamba, x: Tensor, cache: dict[str, Any], timesteps: Tensor | None) -> Tensor | None:
     """Give the output `[B, 1, C]` of Mamba for `x` `[B, 1, C]`; the cache's states are updated."""
-    if torch.compiler.is_compiling() or not core.is_fusable():
+    parts = core.parts()
+    if parts is None or (core.event_mode and timesteps is not None):
         return None
-    if core.event_mode and timesteps is not None:
-        return None
-    linears = linears_of(core, "in_proj", "x_proj", "dt_proj", "out_proj")
-    conv, own = weights_of(core.conv1d, nn.Conv1d), own_of(core, "A_log", "D")
-    if linears is None or conv is None or own is None:
-        return None
-    first, low, dt, last = linears
-    if low["bias"] is not None or dt["bias"] is None:
-        return None
+    first, low, dt, last, conv, own = parts
     return mamba_step(
         x,
         cache["conv_state"],

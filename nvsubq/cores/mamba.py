@@ -26,7 +26,7 @@ from nvsubq.cores.base import (
 )
 from nvsubq.cores.branches import convolve, convolve_step, make_branches, make_states, parse_dilations
 from nvsubq.cores.cache import check_cache, own_states, write_cache
-from nvsubq.cores.fusing import bias_beside, is_plain, linears_of, own_of, product, weights_of
+from nvsubq.cores.fusing import Weights, bias_beside, is_plain, linears_of, own_of, product, weights_of
 from nvsubq.cores.mamba_together import MambaTogether
 from nvsubq.ops import mamba_inner, selective_scan, selective_state_update
 from nvsubq.ops.mamba_weights import MambaWeights
@@ -256,20 +256,26 @@ class Mamba(MambaTogether, LTV_LRNN):
         out = self.out_proj(y)
         return out if self.out_proj.bias is None else mask_absent(out, seq_idx)
 
-    def weights_together(self) -> MambaWeights | None:
-        if torch.compiler.is_compiling() or not is_plain(self, Mamba) or not self.is_fusable():
+    def parts(self) -> tuple[Weights, ...] | None:
+        """Weights of `in_proj`, `x_proj`, `dt_proj`, `out_proj`, `conv1d` and the core, for ops that do all.
+
+        None where a part is not as the core made it, or no such op knows the core's options.
+        """
+        if torch.compiler.is_compiling() or not self._is_fusable():
             return None
         linears = linears_of(self, "in_proj", "x_proj", "dt_proj", "out_proj")
         conv, own = weights_of(self.conv1d, nn.Conv1d), own_of(self, "A_log", "D")
         if linears is None or conv is None or own is None:
             return None
-        first, low, dt, last = linears
-        if (
-            first["bias"] is not None
-            or low["bias"] is not None
-            or last["bias"] is not None
-            or dt["bias"] is None
-        ):
+        _, low, dt, _ = linears
+        return None if low["bias"] is not None or dt["bias"] is None else (*linears, conv, own)
+
+    def weights_together(self) -> MambaWeights | None:
+        parts = self.parts()  # first: a compiler goes no further
+        if parts is None or not is_plain(self, Mamba):
+            return None
+        first, low, dt, last, conv, own = parts
+        if first["bias"] is not None or last["bias"] is not None:
             return None
         return MambaWeights(
             first["weight"], conv["weight"], conv["bias"], low["weight"], dt["weight"], dt["bias"],
@@ -355,7 +361,7 @@ class Mamba(MambaTogether, LTV_LRNN):
             inputs["decay_gate"] = torch.sigmoid(gate[0] + _GATE_BIAS)
         return inputs
 
-    def is_fusable(self) -> bool:
+    def _is_fusable(self) -> bool:
         """Whether convolution and decay are those of the fused ops."""
         return not self.a_modulation and self.a_init == "s4d_real" and self.conv_dilations == (1,)
 
@@ -364,7 +370,7 @@ class Mamba(MambaTogether, LTV_LRNN):
 
         The weights have to say all that `x_proj` and `dt_proj` do: no hook, adapter or other module there.
         """
-        if torch.compiler.is_compiling() or not self.is_fusable():  # the compiler fuses by itself
+        if torch.compiler.is_compiling() or not self._is_fusable():  # the compiler fuses by itself
             return False
         found = linears_of(self, "x_proj", "dt_proj")
         return found is not None and found[0]["bias"] is None and found[1]["bias"] is not None
