@@ -1,231 +1,258 @@
-// `selective_scan`, backward, fast: the walk of a warp over a window, with eight channels.
+// `selective_scan`, backward, fast: the walk of a warp over a window, with sixteen channels.
 #ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_BACKWARD_COMPUTING_CUH
 #define NVSUBQ_CUDA_SELECTIVE_SCAN_BACKWARD_COMPUTING_CUH
 
-#include "window.cuh"
+#include "backward_inputs.cuh"
 
 namespace nvsubq::selective {
 
-constexpr int kTile = 4, kTiles = kWindow / kTile;  // steps whose states a lane holds
-constexpr int kPart = 16;                           // steps between sums over the block's channels
-
-struct BackwardMemory {
-  Window window;
-  // First the states that enter the tile after the e-th; once these are done, sums of the e-th: see `SumAt`.
-  alignas(16) float entering[kTiles][kWide][kMostFast];
-  alignas(16) float by_channel[kWarps][kPart][32];  // d_B and d_C of some steps, from 8 channels
-};
-
-// Where a channel's sums over states of a tile's step lie in BackwardMemory::entering: by_w at `index`, by_d at
-// index ^ 4, y at index ^ 8. Rows and sums are swizzled, by channels.
-struct SumAt {
-  int channel, index;
-  __device__ __forceinline__ SumAt(int c, int step)
-      : channel(c ^ (c >> 2 & 1)), index(step + 4 * ((c >> 1 ^ c >> 3) & 3)) {}
-};
-
-// A B, for A and B of 22 bits if EXACT: see `multiply`. All columns of B are the same.
+// Sums over the channels of a warp. Products with matrices that pick rows add up over t what lanes have of four states
+// at a step, in rows 0 .. 3 and, once more, in rows 12 .. 15; a product that picks columns adds up over the rest of the
+// channels, for four steps.
 template <bool EXACT>
-__device__ __forceinline__ float2 product(const float (&x)[4], float b0, float b1) {
-  float sum[4] = {0, 0, 0, 0};
-  if constexpr (!EXACT) {
-    multiply(sum, x[0], x[1], x[2], x[3], b0, b1);
-  } else {
-    float kept[4], rest[4];
+struct ChannelSums {
+  float low[4], high[4];  // whether g is 0, 4, 1, 5; 2, 6, 3, 7
+
+  // Through memory, since the compiler would rather make them anew for every product: `scratch` is a number of the lane.
+  __device__ __forceinline__ ChannelSums(int g, volatile float* scratch) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) kept[i] = kept_part(x[i]), rest[i] = x[i] - kept[i];
-    const float kept0 = kept_part(b0), kept1 = kept_part(b1);
-    multiply(sum, kept[0], kept[1], kept[2], kept[3], kept0, kept1);
-    multiply(sum, kept[0], kept[1], kept[2], kept[3], b0 - kept0, b1 - kept1);
-    multiply(sum, rest[0], rest[1], rest[2], rest[3], kept0, kept1);
+    for (int i = 0; i < 4; ++i) {
+      *scratch = g == i / 2 + i % 2 * 4 ? 1.0f : 0.0f, low[i] = *scratch;
+      *scratch = g == 2 + i / 2 + i % 2 * 4 ? 1.0f : 0.0f, high[i] = *scratch;
+    }
   }
-  return make_float2(sum[0], sum[2]);
-}
 
-// Sums over the eight lanes g of numbers that a lane has of its two channels: a product with rows of the identity
-// turns lanes into columns, which a product with ones adds up.
-struct StateSums {
-  float upper[4], lower[4], one[8];  // eight rows of the identity and eight of zeros; what picks a column
-
-  // Through memory, since the compiler would rather make them anew for every product: `scratch` has a number of a lane.
-  __device__ __forceinline__ StateSums(int g, int t, volatile float* scratch) {
-    const auto hold = [&](float x) {
-      *scratch = x;
-      return *scratch;
+  struct Turned {
+    float sum[4][4] = {};  // of each step
+  };
+  // x: four states at step j.
+  __device__ __forceinline__ void turn(Turned& to, int j, const float (&x)[4]) const {
+    const auto add = [&](const float (&part)[4]) {
+      multiply(to.sum[j], low[0], low[1], low[2], low[3], part[0], part[1]);
+      multiply(to.sum[j], high[0], high[1], high[2], high[3], part[2], part[3]);
     };
+    if constexpr (EXACT) {
+      float kept[4], rest[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float row = g == t + 2 * (i & 2) ? 1.0f : 0.0f;
-      upper[i] = hold(i % 2 ? 0.0f : row), lower[i] = hold(i % 2 ? row : 0.0f);
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) one[i] = hold(g == i ? 1.0f : 0.0f);
-  }
-  // Sums of x[i] in columns 2p, of y[i] in columns 2p + 1, with p = i % 4: see `of`. As many products as there are go
-  // side by side, since one that waits for another waits long.
-  template <int N>
-  __device__ __forceinline__ void add(float (&sum)[4], const float (&x)[N][2], const float (&y)[N][2]) const {
-    constexpr int kChains = N < 4 ? N : 4;
-    float turned[N][4], part[kChains][4];
-#pragma unroll
-    for (int i = 0; i < 4 * N; ++i) turned[i / 4][i % 4] = 0;
-#pragma unroll
-    for (int i = 0; i < 4 * kChains; ++i) part[i / 4][i % 4] = 0;
-#pragma unroll
-    for (int i = 0; i < N; ++i) multiply(turned[i], upper[0], upper[1], upper[2], upper[3], x[i][0], x[i][1]);
-#pragma unroll
-    for (int i = 0; i < N; ++i) multiply(turned[i], lower[0], lower[1], lower[2], lower[3], y[i][0], y[i][1]);
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      multiply(part[i % kChains], turned[i][0], turned[i][1], turned[i][2], turned[i][3], one[2 * (i % 4)],
-               one[2 * (i % 4) + 1]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sum[i] = part[0][i];
-#pragma unroll
-      for (int k = 1; k < kChains; ++k) sum[i] += part[k][i];
+      for (int i = 0; i < 4; ++i) kept[i] = kept_part(x[i]), rest[i] = x[i] - kept[i];
+      add(kept), add(rest);
+    } else {
+      add(x);
     }
   }
-  // The same of numbers of 22 bits.
-  template <int N>
-  __device__ __forceinline__ void add_exact(float (&sum)[4], const float (&x)[N][2], const float (&y)[N][2]) const {
-    static_assert(N == 4);  // so that parts of one step meet in a column
-    float parts_x[2 * N][2], parts_y[2 * N][2];
+  // sum, of lanes (g, t) where t is COLUMN: state g % 4 of the four at step g / 4, and at step 2 + g / 4; the same of
+  // the upper half's states.
+  template <int COLUMN>
+  __device__ __forceinline__ void add(float (&sum)[4], const Turned& from) const {
+    const auto& x = from.sum;
+    const float all[4] = {x[0][0] + x[1][2], x[0][1] + x[1][3], x[2][0] + x[3][2], x[2][1] + x[3][3]};
+    const auto picked = [&](int column) {
+      return column % 4 < 2 ? low[column % 2 * 2 + column / 4] : high[column % 2 * 2 + column / 4];
+    };
+    const auto add = [&](const float (&part)[4]) {
+      multiply(sum, part[0], part[1], part[2], part[3], picked(2 * COLUMN), picked(2 * COLUMN + 1));
+    };
+    if constexpr (EXACT) {
+      float kept[4], rest[4];
 #pragma unroll
-    for (int i = 0; i < N; ++i)
+      for (int i = 0; i < 4; ++i) kept[i] = kept_part(all[i]), rest[i] = all[i] - kept[i];
+      add(kept), add(rest);
+    } else {
+      add(all);
+    }
+  }
+};
+
+template <class S, bool USUAL>
+struct Tiles {
+  Window& m;
+  const Channel<S, USUAL>& channel;
+  int lane, half, own, sums_at;          // half: whether states are 8 .. 15
+  float *slots, *states;                 // of this warp; B from this lane's states on
+  float A[kHeld], q[kHeld], d_A[kHeld];  // q: the cotangent of the states that come next, as it arrives
+  float d_skip = 0, d_bias = 0;
+  const ChannelSums<kExact<S>> sums;
+
+  __device__ __forceinline__ Tiles(Window& memory, const Channel<S, USUAL>& of, const Place& p)
+      : m(memory), channel(of), lane(p.lane), half(p.half), own(p.own),
+        sums_at(Slot::sum_at(p.g / 4, (p.t < 2 ? 16 : 0) + 4 * (p.t % 2) + p.g % 4)),
+        slots(m.slots[0][p.warp].numbers), states(&m.B[0][kHeld * p.half]), sums(p.g, slots + p.lane) {
+    asm volatile("" : "+r"(lane), "+r"(half), "+r"(own), "+r"(sums_at));
+  }
+
+  static constexpr int kSlot = sizeof(Slot) / sizeof(float) * kWarps, kStates = kTile * kMostFast;
+  static constexpr int kToC = kWindow * kMostFast, kUpper = 128;  // between B and C; between a lane's two times four states
+  static constexpr int kLaid = kOwn * kTile, kPair = 2 * kTile;
+
+  static __device__ __forceinline__ void put(float* to, const float (&x)[4]) {
+    *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
+  }
+  static __device__ __forceinline__ void put(float* to, const float (&x)[2]) {
+    *reinterpret_cast<float2*>(to) = make_float2(x[0], x[1]);
+  }
+  static __device__ __forceinline__ void read(const float* from, float (&to)[4]) {
+    const float4 x = *reinterpret_cast<const float4*>(from);
+    to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+  }
+  static __device__ __forceinline__ void read(const float* from, float (&to)[2]) {
+    const float2 x = *reinterpret_cast<const float2*>(from);
+    to[0] = x.x, to[1] = x.y;
+  }
+  __device__ __forceinline__ void put_entering(float* slot, const float (&h)[kHeld]) const {
+    *reinterpret_cast<float4*>(slot + 4 * lane) = make_float4(h[0], h[1], h[2], h[3]);
+    *reinterpret_cast<float4*>(slot + 4 * lane + kUpper) = make_float4(h[4], h[5], h[6], h[7]);
+  }
+  template <bool STARTS>
+  static __device__ __forceinline__ float decay(float d, float rate, uint32_t starts, int j) {
+    const float x = exp2_of(d * rate);
+    return STARTS && (starts >> j & 1) ? 0.0f : x;
+  }
+  template <bool STARTS>
+  __device__ __forceinline__ uint32_t starts_of(int which, int step) const {
+    return STARTS ? m.cells[which].starts[step / 32] >> (step % 32) : 0;
+  }
+  template <bool STARTS>
+  __device__ __forceinline__ void step_on(float (&h)[kHeld], const float* B, const float (&d)[4], const float (&w)[4],
+                                          uint32_t starts) const {
+#pragma unroll
+    for (int j = 0; j < kTile; ++j)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        parts_x[i][r] = x[i][r], parts_x[N + i][r] = x[i][r] - kept_part(x[i][r]);
-        parts_y[i][r] = y[i][r], parts_y[N + i][r] = y[i][r] - kept_part(y[i][r]);
-      }
-    add(sum, parts_x, parts_y);
-  }
-  // Of channel g: columns 2t and 2t + 1.
-  __device__ __forceinline__ static float2 of(const float (&sum)[4]) {
-    return make_float2(sum[0] + sum[2], sum[1] + sum[3]);
-  }
-};
-
-// A lane's two channels and two states of each; of an array [4] the channel is i / 2.
-template <class S>
-struct Tiles {
-  BackwardMemory& m;
-  int warp, g, t, here[2];   // channels in the block
-  float A[4], q[4], d_A[4];  // q: the cotangent of the states that come next, as it arrives
-  const StateSums sums;
-
-  __device__ __forceinline__ explicit Tiles(BackwardMemory& memory)
-      : m(memory), warp(threadIdx.x / 32), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4),
-        sums(g, t, &m.by_channel[warp][0][threadIdx.x % 32]) {
-    here[0] = warp * 8 + t, here[1] = here[0] + 4;
-  }
-  // Where a step of this lane's channels, and of its states, lies, and the states that enter a tile.
-  __device__ __forceinline__ const float* of_channels(const float (&rows)[kSingle], int step) const {
-    return rows + single(here[0], 0) + step;
-  }
-  __device__ __forceinline__ const float* of_channels(const float (&rows)[kPaired], int step) const {
-    return rows + paired(here[0], 0) + 2 * step;
-  }
-  __device__ __forceinline__ const float* of_states(const float (&rows)[kWindow / 2][kMostFast][2], int step) const {
-    return &rows[0][2 * g][0] + step * kMostFast;
-  }
-  __device__ __forceinline__ float* entering(int e) const {
-    return &m.entering[e][here[0]][2 * g ^ 8 * (t / 2)];  // channels do not meet in a bank
-  }
-  template <bool STARTS>
-  __device__ __forceinline__ float decay(float d, float rate, int step) const {
-    const float x = exp2_of(d * rate);
-    return STARTS && (m.window.cells.starts[step / 32] >> (step % 32) & 1) ? 0.0f : x;
-  }
-
-  // The states that enter each tile, from those that enter the window.
-  template <bool STARTS>
-  __device__ __forceinline__ void ahead(const float (&first)[4], int tiles) {
-    float h[4] = {first[0], first[1], first[2], first[3]};
-#pragma unroll 2
-    for (int e = 0; e < tiles - 1; ++e) {
-      alignas(16) float d[2][4], w[2][4], b[2][4];
-      const int step = kTile * e;
-      read_single(of_channels(m.window.d, step), d), read_paired(of_channels(m.window.w, step), w);
-      read_states(of_states(m.window.B, step), b);
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
+        float b[4];
+        read(B + kMostFast * j + 4 * r, b);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          h[i] = fmaf(decay<STARTS>(d[i / 2][j], A[i], step + j), h[i], b[i % 2][j] * w[i / 2][j]);
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        *reinterpret_cast<float2*>(entering(e) + 4 * r * kMostFast) = make_float2(h[2 * r], h[2 * r + 1]);
+          h[4 * r + i] = fmaf(decay<STARTS>(d[j], A[4 * r + i], starts, j), h[4 * r + i], b[i] * w[j]);
+      }
+  }
+
+  // The states that enter each tile, from those that enter the window. Two tiles' inputs are made at once: each of a
+  // channel's two lanes makes those of one.
+  template <bool STARTS, bool PACKED>
+  __device__ __forceinline__ void ahead(float (&h)[kHeld], int which, int tiles, const Packets<S, kPair>& packets) const {
+    float* slot = slots;
+    put_entering(slot, h);
+    const int32_t* cells = m.cells[which].cell;
+    typename Packets<S, kPair>::Asked asked;
+    packets.template ask<PACKED>(asked, cells);
+    const float* B = states;
+#pragma unroll 1
+    for (int e = 0; e < tiles - 1; e += 2) {
+      slot += kSlot;
+      packets.put(slot, lane, asked);
+      __syncwarp();
+      float d[4], w[4];
+      channel.lay(reinterpret_cast<const S*>(slot) + half * kTile * kOwn + own, kPair * kOwn, cells + half * kTile, d, w);
+      if (e + 3 < tiles) cells += kPair;
+      packets.template ask<PACKED>(asked, cells);
+      __syncwarp();
+      put(slot + (half * kOwn + own) * kTile, d), put(slot + (half * kOwn + own) * kTile + 2 * kLaid, w);
+      __syncwarp();
+      float more_d[4], more_w[4];
+      read(slot + own * kTile, d), read(slot + own * kTile + 2 * kLaid, w);
+      read(slot + own * kTile + kLaid, more_d), read(slot + own * kTile + 3 * kLaid, more_w);
+      __syncwarp();
+      step_on<STARTS>(h, B, d, w, starts_of<STARTS>(which, kTile * e));
+      put_entering(slot, h);
+      slot += kSlot, B += 2 * kStates;
+      if (e + 2 == tiles) break;
+      step_on<STARTS>(h, B - kStates, more_d, more_w, starts_of<STARTS>(which, kTile * (e + 1)));
+      if (e + 2 < tiles) put_entering(slot, h);
     }
   }
 
   // A tile: the states forth, and the cotangents back.
-  template <bool STARTS>
-  __device__ __forceinline__ void back(const float (&first)[4], int e) {
-    float before[4] = {first[0], first[1], first[2], first[3]}, a[4][4], h[4][4];
-    if (e) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float2 x = *reinterpret_cast<const float2*>(entering(e - 1) + 4 * r * kMostFast);
-        before[2 * r] = x.x, before[2 * r + 1] = x.y;
-      }
-    }
-    const int step = kTile * e;
-    alignas(16) float d[2][4], w[2][4], out[2][4], b[2][4], c[2][4], y[4][2];
-    read_single(of_channels(m.window.d, step), d), read_paired(of_channels(m.window.w, step), w);
-    read_paired(of_channels(m.window.out, step), out);
-    read_states(of_states(m.window.B, step), b), read_states(of_states(m.window.C, step), c);
-    // States 2g and 2g + 1 of d_B and, 16 further on, of d_C.
-    float* const by_channel = &m.by_channel[warp][step % kPart][2 * g];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        a[j][i] = decay<STARTS>(d[i / 2][j], A[i], step + j);
-        h[j][i] = fmaf(a[j][i], j ? h[j - 1][i] : before[i], b[i % 2][j] * w[i / 2][j]);
-      }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) y[j][r] = fmaf(c[1][j], h[j][2 * r + 1], c[0][j] * h[j][2 * r]);
-      const float2 d_C = product<kExact<S>>(h[j], out[0][j], out[1][j]);
-      if (t == 0) *reinterpret_cast<float2*>(by_channel + 32 * j + 16) = d_C;
-    }
-    float by_w[4][2], by_d[4][2], sum[4], y_sum[4];
-#pragma unroll
-    for (int j = 3; j >= 0; --j) {
-      float h_bar[4], l[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        h_bar[i] = fmaf(c[i % 2][j], out[i / 2][j], q[i]);
-        q[i] = a[j][i] * h_bar[i];
-        l[i] = q[i] * (j ? h[j - 1][i] : before[i]);
-        d_A[i] = fmaf(l[i], d[i / 2][j], d_A[i]);
-      }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        by_w[j][r] = fmaf(b[1][j], h_bar[2 * r + 1], b[0][j] * h_bar[2 * r]);
-        by_d[j][r] = fmaf(A[2 * r + 1], l[2 * r + 1], A[2 * r] * l[2 * r]);
-      }
-      const float2 d_B = product<kExact<S>>(h_bar, w[0][j], w[1][j]);
-      if (t == 0) *reinterpret_cast<float2*>(by_channel + 32 * j) = d_B;
-    }
-    sums.add_exact(sum, by_w, by_d);  // since d_bias is fp32 whatever the storage
-    if constexpr (kExact<S>) {
-      const float none[4][2] = {};
-      sums.add_exact(y_sum, y, none);
-    } else {
-      const float even[2][2] = {{y[0][0], y[0][1]}, {y[2][0], y[2][1]}};
-      const float odd[2][2] = {{y[1][0], y[1][1]}, {y[3][0], y[3][1]}};
-      sums.add(y_sum, even, odd);
-    }
-    const SumAt to(warp * 8 + g, 0);
-    float* const row = m.entering[e][to.channel];
-    const float2 both = StateSums::of(sum), ys = StateSums::of(y_sum);
-    row[to.index ^ t] = both.x, row[to.index ^ 4 ^ t] = both.y;
-    if constexpr (kExact<S>)
-      row[to.index ^ 8 ^ t] = ys.x;
-    else if (t < 2)
-      *reinterpret_cast<float2*>(&row[to.index ^ 8 ^ 2 * t]) = ys;
+  template <bool STARTS, bool PACKED>
+  __device__ __forceinline__ void back(typename Packets<S, kTile>::Asked& asked, int which, int e,
+                                       const Packets<S, kTile>& packets, const Packets<S, kTile>& gradients) {
+    float* const slot = slots + kSlot * e;
+    const float* const B = states + kStates * e;
+    const int32_t* const cells = m.cells[which].cell + kTile * e;
+    float* const own_steps = slot + own * kTile + 2 * half;
+    float before[2][4];
+    read(slot + 4 * lane, before[0]), read(slot + 4 * lane + kUpper, before[1]);
     __syncwarp();
+    packets.put(slot, lane, asked);
+    __syncwarp();
+    {
+      const auto x = channel.lay(reinterpret_cast<const S*>(slot) + 2 * half * kOwn + own, cells + 2 * half);
+      packets.template ask<PACKED>(asked, e ? cells - kTile : cells);
+      __syncwarp();
+      put(own_steps, x.d), put(own_steps + kLaid, x.w), put(own_steps + 2 * kLaid, x.out);
+      put(slot + 3 * kLaid + 2 * lane, x.u);
+      m.parked[threadIdx.x] = make_float4(x.slope[0], x.slope[1], x.by_z[0], x.by_z[1]);
+    }
+    __syncwarp();
+    float d[4], w[4], out[4];
+    read(slot + own * kTile, d), read(slot + own * kTile + kLaid, w), read(slot + own * kTile + 2 * kLaid, out);
+    float y[4] = {}, by_w[4] = {}, by_d[4] = {}, sum[4] = {};
+    const uint32_t starts = starts_of<STARTS>(which, kTile * e);
+    const auto half_back = [&](auto which_states) {
+      constexpr int r = decltype(which_states)::value;
+      float a[4][4], h[4][4];
+      typename ChannelSums<kExact<S>>::Turned by_C, by_B;
+#pragma unroll
+      for (int j = 0; j < kTile; ++j) {
+        float b[4], product[4];
+        read(B + kMostFast * j + 4 * r, b);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          a[j][i] = decay<STARTS>(d[j], A[4 * r + i], starts, j);
+          h[j][i] = fmaf(a[j][i], j ? h[j - 1][i] : before[r][i], b[i] * w[j]);
+          product[i] = h[j][i] * out[j];
+        }
+        sums.turn(by_C, j, product);
+      }
+      sums.template add<r>(sum, by_C);
+      asm volatile("" ::: "memory");  // B is read again: there are no registers for it
+#pragma unroll
+      for (int j = kTile - 1; j >= 0; --j) {
+        float b[4], c[4], product[4];
+        read(B + kMostFast * j + 4 * r, b), read(B + kToC + kMostFast * j + 4 * r, c);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& arriving = q[4 * r + i];
+          const float h_bar = fmaf(c[i], out[j], arriving);
+          arriving = a[j][i] * h_bar;
+          const float l = arriving * (j ? h[j - 1][i] : before[r][i]);
+          d_A[4 * r + i] = fmaf(l, d[j], d_A[4 * r + i]);
+          by_w[j] = fmaf(b[i], h_bar, by_w[j]);
+          y[j] = fmaf(c[i], h[j][i], y[j]);
+          by_d[j] = fmaf(A[4 * r + i], l, by_d[j]);
+          product[i] = h_bar * w[j];
+        }
+        sums.turn(by_B, j, product);
+      }
+      sums.template add<2 + r>(sum, by_B);
+    };
+    half_back(std::integral_constant<int, 0>());
+    half_back(std::integral_constant<int, 1>());
+    // Each of a channel's two lanes takes two of the steps.
+    const auto over_states = [&](const float (&of)[4], float (&to)[2]) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        to[i] = (half ? of[2 + i] : of[i]) + __shfl_xor_sync(~0u, half ? of[i] : of[2 + i], 4);
+    };
+    float y_sum[2], w_sum[2], d_sum[2], u[2], own_d[2], own_out[2], also[4];
+    over_states(y, y_sum), over_states(by_w, w_sum), over_states(by_d, d_sum);
+    read(own_steps, own_d), read(own_steps + 2 * kLaid, own_out), read(slot + 3 * kLaid + 2 * lane, u);
+    read(&m.parked[threadIdx.x].x, also);
+    __syncwarp();
+    S* const to = reinterpret_cast<S*>(slot) + 2 * half * kOwn + own;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float dd = fmaf(d_sum[i], kLn2, u[i] * w_sum[i]) * also[i];
+      d_skip = fmaf(own_out[i], u[i], d_skip), d_bias += dd;
+      to[i * kOwn] = narrow<S>(fmaf(own_d[i], w_sum[i], channel.skip * own_out[i]));
+      to[(kTile + i) * kOwn] = narrow<S>(dd);
+      to[(2 * kTile + i) * kOwn] = narrow<S>(also[2 + i] * fmaf(channel.skip, u[i], y_sum[i]));
+    }
+    __syncwarp();
+    gradients.template write<PACKED>(slot, lane, cells);
+    __syncwarp();
+    float *const sum_to = slot + sums_at, *const upper_to = slot + (sums_at ^ 8);
+    sum_to[0] = sum[0], sum_to[64] = sum[1];
+    upper_to[0] = sum[2], upper_to[64] = sum[3];
   }
 };
 

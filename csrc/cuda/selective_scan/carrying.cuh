@@ -4,14 +4,14 @@
 #ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_CARRYING_CUH
 #define NVSUBQ_CUDA_SELECTIVE_SCAN_CARRYING_CUH
 
-#include "window.cuh"
+#include "pieces.cuh"
 
 namespace nvsubq::selective {
 
 // Steps with a weight under 2^-64 are left out: fp32 has 24 bits, and inputs of fp16 are at most 2^40 apart.
 constexpr float kNoWeight = -64.0f, kNone = -1e30f;
-constexpr int kQuarter = kWindow / kWarps;
-static_assert(kWide == 32 && kQuarter == 16);
+constexpr int kWide = 32, kQuarter = kWindow / kWarps;  // channels of a block; steps that a warp lays out
+static_assert(kQuarter == 16);
 
 // A window's steps in the order in which they are walked over; `in` is delta u or, for cotangents, that of y; x is B or
 // C, states 0, 4, 8, 12, 1, 5 ... Rows are padded: what is read or written at once is in all banks.

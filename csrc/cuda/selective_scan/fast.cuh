@@ -135,7 +135,8 @@ __device__ __forceinline__ float of_channel(const nvsubq_tensor& t, int64_t firs
 
 // Options of a call that are the same for all threads.
 struct Options {
-  bool soft, gated, whole;  // `whole`: four channels, and four states, lie on multiples of their size
+  bool soft, gated;
+  bool whole, packed;  // four channels, and four states, lie on multiples of their size; 16 bytes of channels do
 };
 
 // The cells of a tile of T steps, and which of them drop the state. A cell that is not there is -1 - another that is.

@@ -1,61 +1,48 @@
 // `selective_scan`, backward, fast: a block walks back over one piece of a row's walk, with one chunk of channels.
 #include "backward_computing.cuh"
-#include "backward_writing.cuh"
 
 namespace nvsubq::selective {
 namespace {
 
-// Sums of d_D and d_bias over the threads that have the same channels.
-__device__ __forceinline__ void add_threads(float* scratch, const float (&d_skip)[4], const float (&d_bias)[4],
-                                            const Partials<float>& partials, int64_t piece, int64_t first, int there) {
-  const int four = threadIdx.x % (kWide / 4), first_row = threadIdx.x / (kWide / 4);
-  __syncthreads();
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    scratch[first_row * kWide + 4 * four + j] = d_skip[j];
-    scratch[(kAtOnce + first_row) * kWide + 4 * four + j] = d_bias[j];
-  }
-  __syncthreads();
-  const int channel = threadIdx.x % kWide, which = threadIdx.x / kWide;
-  float* to = which == 0 ? partials.D : which == 1 ? partials.bias : nullptr;
-  if (to && channel < there) {
-    float sum = 0;
-    for (int i = 0; i < kAtOnce; ++i) sum += scratch[(which * kAtOnce + i) * kWide + channel];
-    to[piece * partials.width + first + channel] = sum;
-  }
-  __syncthreads();
-}
-
-// Some steps' d_B and d_C, from all warps, to (or added to) the chunk's sums: a thread has four states of a step.
+// A window's d_B and d_C, from all warps, to (or added to) the chunk's sums: a thread has four states of a step.
 template <bool WHOLE, bool EXACT>
-__device__ __forceinline__ void add_warps(const BackwardMemory& m, int begin, int steps, int states, bool adds,
-                                          float* sums, uint32_t by_cell) {
-  const int v = threadIdx.x % 8 * 4, k = threadIdx.x / 8, left = states - v % 16;
-  static_assert(kBackThreads / 8 == kPart);
-  const bool is_there = left > 0 && begin + k < steps;
-  float* const to = sums + uint64_t(is_there ? uint32_t(m.window.cells.cell[begin + k]) : 0u) * by_cell;
-  Pack<float, 4> before{};
-  if (adds && is_there) before = load_four<WHOLE>(to, left);
-  __syncthreads();
-  float sum[4] = {0, 0, 0, 0};
+__device__ __forceinline__ void add_warps(const Window& m, int which, int steps, int states, bool adds, float* sums,
+                                          uint32_t by_cell) {
+  constexpr int kAtOnce = kThreads / 8, kRounds = kWindow / kAtOnce;
+  const int v = threadIdx.x % 8 * 4, first = threadIdx.x / 8, left = states - v % 16;
+  if (left <= 0) return;
+  const auto place = [&](int i) {
+    return sums + uint64_t(uint32_t(some_cell(m.cells[which].cell[first + i * kAtOnce]))) * by_cell;
+  };
+  Pack<float, 4> before[kRounds] = {};
+  if (adds) {
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    const float4 x = *reinterpret_cast<const float4*>(&m.by_channel[w][k][v]);
-    sum[0] += x.x, sum[1] += x.y, sum[2] += x.z, sum[3] += x.w;
+    for (int i = 0; i < kRounds; ++i) before[i] = load_four<WHOLE>(place(i), left);
   }
-  __syncthreads();
 #pragma unroll
-  for (int j = 0; j < 4; ++j) sum[j] = before.lane[j] + (EXACT ? sum[j] : sum[j] * (kCut * kCut));
-  if (is_there) store_four<WHOLE>(to, pack<float>(sum), left);
+  for (int i = 0; i < kRounds; ++i) {
+    const int k = first + i * kAtOnce;
+    if (k >= steps) return;
+    float sum[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float* const from = m.slots[k / kTile][w].numbers + Slot::sum_at(k % kTile, v);
+      const float4 x = *reinterpret_cast<const float4*>(from);
+      sum[0] += x.x, sum[1] += x.y, sum[2] += x.z, sum[3] += x.w;
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum[j] = before[i].lane[j] + (EXACT ? sum[j] : sum[j] * (kCut * kCut));
+    store_four<WHOLE>(place(i), pack<float>(sum), left);
+  }
 }
 
-template <class S>
-__global__ void __launch_bounds__(kBackThreads, 3)
+template <class S, bool USUAL>
+__global__ void __launch_bounds__(kThreads, 3)
     selective_fast_backward(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                             const __grid_constant__ Chunks chunks, const __grid_constant__ Partials<float> partials,
                             const __grid_constant__ Pieces pieces, const __grid_constant__ Options is) {
   extern __shared__ __align__(16) char memory[];
-  auto& m = *reinterpret_cast<BackwardMemory*>(memory);
+  auto& m = *reinterpret_cast<Window*>(memory);
   const Piece at_piece(a, chunks, pieces, blockIdx.x);
   const int64_t row = at_piece.row, states = a.states;
   const Steps steps = walk.steps(row, at_piece.group * a.blocks / chunks.groups);
@@ -67,31 +54,34 @@ __global__ void __launch_bounds__(kBackThreads, 3)
 
   // This thread's columns of d_B or d_C, and how far cells are apart in them.
   const int v = threadIdx.x % 8 * 4;
-  float* v_sums = partials.of(v < 16 ? partials.B : partials.C, row, 0, at_piece.chunk, v % 16);
-  asm volatile("" : "+l"(v_sums));  // else made anew for every part
+  float* const v_sums = partials.of(v < 16 ? partials.B : partials.C, row, 0, at_piece.chunk, v % 16);
   const uint32_t by_cell = uint32_t(partials.chunks * states);
+  // Its columns of B and C.
+  const int n = threadIdx.x % 4 * 4, left = int(states) - n, some_n = left > 0 ? n : 0;
+  const Row<const S> B(a.B, row, at_piece.group * a.B.stride[2] + some_n);
+  const Row<const S> C(a.C, row, at_piece.group * a.C.stride[2] + some_n);
 
-  for (int64_t first = chunk_begin; first < chunk_end; first += kWide) {
+  for (int64_t first = chunk_begin; first < chunk_end; first += kBlock) {
     const bool adds = first != chunk_begin;
-    const int there = int(chunk_end - first < kWide ? chunk_end - first : kWide);
-    m.window.template read_parameters<S>(a, is, row, first, there, at_piece.group);
-    Tiles<S> computing(m);
-    float d_skip[4] = {0, 0, 0, 0}, d_bias[4] = {0, 0, 0, 0};
-    // Of [D, N]: this lane's first element, and whether the i-th of its four is there.
-    const int64_t element = (first + computing.here[0]) * states + 2 * computing.g;
-    const auto is_real = [&](int i) { return computing.here[i / 2] < there && 2 * computing.g + i % 2 < states; };
-    const auto after = [&](int i) { return i / 2 * 4 * states + i % 2; };
+    const int there = int(chunk_end - first < kBlock ? chunk_end - first : kBlock);
+    const Place p;
+    m.template find_rows<S>(a, is, row, first);
+    const Channel<S, USUAL> channel(a, is, first, p.channel(), there);
+    Tiles<S, USUAL> computing(m, channel, p);
+    // Of [D, N]: this lane's first element, and whether the i-th of its eight is there.
+    const int64_t at_channel = first + p.channel(), first_state = kHeld * p.half;
+    const int64_t element = at_channel * states + first_state;
+    const auto is_real = [&](int i) { return channel.there && first_state + i < states; };
     const auto given = [&](const nvsubq_tensor& t, int i) {
-      return read_any<float>(t, at(t, row, first + computing.here[i / 2], 2 * computing.g + i % 2));
+      return read_any<float>(t, at(t, row, at_channel, first_state + i));
     };
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t channel = first + computing.here[i / 2], n = 2 * computing.g + i % 2;
-      computing.A[i] = is_real(i) ? read_any<float>(a.A, at(a.A, channel, n)) * kLog2e : 0.0f;
+    for (int i = 0; i < kHeld; ++i) {
+      computing.A[i] = is_real(i) ? read_any<float>(a.A, at(a.A, at_channel, first_state + i)) * kLog2e : 0.0f;
       computing.d_A[i] = computing.q[i] = 0;
       if (!is_real(i)) continue;
       if (pieces.count > 1)
-        computing.q[i] = partials.A.sums[at_piece.number * a.width * states + element + after(i)];
+        computing.q[i] = partials.A.sums[at_piece.number * a.width * states + element + i];
       else if (has(a.d_final_state))
         computing.q[i] = given(a.d_final_state, i);
     }
@@ -99,73 +89,75 @@ __global__ void __launch_bounds__(kBackThreads, 3)
     NextCell next;
     const bool leads = threadIdx.x < kWindow;
     if (leads && last >= 0) next.ask(steps, last * kWindow + threadIdx.x);
-    for (int64_t window = last; window >= first_window; --window) {
+    int which = 0;
+    for (int64_t window = last; window >= first_window; --window, which ^= 1) {
       const int64_t begin = window * kWindow;
       const int in_window = int(end - begin < kWindow ? end - begin : kWindow), tiles = (in_window + kTile - 1) / kTile;
-      if (leads) next.put(steps, m.window.cells, int(threadIdx.x));
-      float entering[4] = {0, 0, 0, 0};
+      if (leads) next.put(steps, m.cells[which], int(threadIdx.x));
+      float entering[kHeld] = {};
       if (window) {
         const float* const border = kept + (window - 1) * a.width * states;
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          if (is_real(i)) entering[i] = border[after(i)];
+        for (int i = 0; i < kHeld; ++i)
+          if (is_real(i)) entering[i] = border[i];
       } else if (has(a.initial_state)) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
+        for (int i = 0; i < kHeld; ++i)
           if (is_real(i)) entering[i] = given(a.initial_state, i);
       }
       __syncthreads();
       if (leads && window > first_window) next.ask(steps, begin - kWindow + threadIdx.x);
-      {
-        const Layer<S> layer(a, is, m.window, there);
-        if (is.whole)
-          layer.template lay<true>(in_window);
-        else
-          layer.template lay<false>(in_window);
-      }
-      __syncthreads();
-      const bool starts = m.window.cells.any_starts();
-      if (starts)
-        computing.template ahead<true>(entering, tiles);
-      else
-        computing.template ahead<false>(entering, tiles);
-      __syncwarp();
-      if (leads && window > first_window) ask_ahead(m.window, next.cell(steps));
-      for (int e = tiles - 1; e >= 0; --e) {
-        if (starts)
-          computing.template back<true>(entering, e);
-        else
-          computing.template back<false>(entering, e);
-        if (kTile * e % kPart) continue;
-        if (is.whole)
-          add_warps<true, kExact<S>>(m, kTile * e, in_window, int(states), adds, v_sums, by_cell);
-        else
-          add_warps<false, kExact<S>>(m, kTile * e, in_window, int(states), adds, v_sums, by_cell);
-      }
-      const Layer<S> layer(a, is, m.window, there);
-      const Writer<S> writer(layer, m);
       if (is.whole)
-        writer.template write<true>(in_window, d_skip, d_bias);
+        m.template lay<S, true>(B, C, left, which);
       else
-        writer.template write<false>(in_window, d_skip, d_bias);
+        m.template lay<S, false>(B, C, left, which);
       __syncthreads();
+      const auto walk_back = [&](auto starts_of, auto packed_of) {
+        constexpr bool starts = decltype(starts_of)::value, packed = decltype(packed_of)::value;
+        computing.template ahead<starts, packed>(entering, which, tiles, {m, kDelta, 2, p, there});
+        const Packets<S, kTile> packets(m, kDelta, 4, p, there);
+        const Packets<S, kTile> gradients(m, kGradU, channel.gated() ? 3 : 2, p, there);
+        typename Packets<S, kTile>::Asked asked;
+        packets.template ask<packed>(asked, m.cells[which].cell + kTile * (tiles - 1));
+#pragma unroll 1
+        for (int e = tiles - 1; e >= 0; --e)
+          computing.template back<starts, packed>(asked, which, e, packets, gradients);
+      };
+      using No = std::false_type;
+      using Yes = std::true_type;
+      const bool starts = m.cells[which].any_starts();
+      if constexpr (USUAL)
+        starts ? walk_back(Yes(), Yes()) : walk_back(No(), Yes());
+      else
+        walk_back(Yes(), No());
+      __syncthreads();
+      if (is.whole)
+        add_warps<true, kExact<S>>(m, which, in_window, int(states), adds, v_sums, by_cell);
+      else
+        add_warps<false, kExact<S>>(m, which, in_window, int(states), adds, v_sums, by_cell);
     }
 
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kHeld; ++i) {
       if (!is_real(i)) continue;
-      partials.A.sums[at_piece.number * a.width * states + element + after(i)] = computing.d_A[i];
-      const int64_t channel = first + computing.here[i / 2], n = 2 * computing.g + i % 2;
+      partials.A.sums[at_piece.number * a.width * states + element + i] = computing.d_A[i];
       if (has(a.d_initial_state) && at_piece.piece == 0)
-        write_any<float>(a.d_initial_state, at(a.d_initial_state, row, channel, n), computing.q[i]);
+        write_any<float>(a.d_initial_state, at(a.d_initial_state, row, at_channel, first_state + i), computing.q[i]);
     }
-    add_threads(&m.entering[0][0][0], d_skip, d_bias, partials, at_piece.number, first, there);
-    if (steps.count >= at_piece.end) continue;
-    const Layer<S> layer(a, is, m.window, there);
-    const Writer<S> writer(layer, m);
-    const int64_t absent = steps.count > at_piece.begin ? steps.count : at_piece.begin;
-    for (int64_t k = absent + layer.first_row; k < at_piece.end; k += kAtOnce)
-      writer.template clear<false>(int32_t(steps.cell(k)));
+    const float d_skip = computing.d_skip + __shfl_xor_sync(~0u, computing.d_skip, 4);
+    const float d_bias = computing.d_bias + __shfl_xor_sync(~0u, computing.d_bias, 4);
+    if (channel.there && p.half == 0) {
+      if (partials.D) partials.D[at_piece.number * partials.width + at_channel] = d_skip;
+      if (partials.bias) partials.bias[at_piece.number * partials.width + at_channel] = d_bias;
+    }
+    if (channel.there) {
+      const Row<S> d_u(a.d_u, row, at_channel), d_delta(a.d_delta, row, at_channel);
+      const Row<S> d_z(channel.gated() ? a.d_z : a.d_u, row, at_channel);
+      for (int64_t k = (steps.count > at_piece.begin ? steps.count : at_piece.begin) + p.half; k < at_piece.end; k += 2) {
+        const int32_t cell = int32_t(steps.cell(k));
+        *d_u.at(cell) = *d_delta.at(cell) = *d_z.at(cell) = narrow<S>(0.0f);
+      }
+    }
     __syncthreads();
   }
   for (int64_t k = steps.count > at_piece.begin ? steps.count : at_piece.begin; k < at_piece.end; ++k) {
@@ -194,8 +186,9 @@ int run(const Selective& a, const Plan& plan, cudaStream_t stream) {
   if (pieces.count > 1)
     if (const int status = carry<S>(a, pieces, false, is, partials.A.sums, sums, stream)) return status;
   const dim3 grid(unsigned(a.batch * pieces.count * chunks.count));
-  if (const int status = launch("selective_scan backward", selective_fast_backward<S>, grid, kBackThreads,
-                                sizeof(BackwardMemory), stream, a, Walk(a), chunks, partials, pieces, is))
+  const auto kernel = is.soft && is.gated && is.packed ? selective_fast_backward<S, true> : selective_fast_backward<S, false>;
+  if (const int status = launch("selective_scan backward", kernel, grid, kThreads,
+                                sizeof(Window), stream, a, Walk(a), chunks, partials, pieces, is))
     return status;
   return add_up(a, partials, chunks.groups, stream);
 }

@@ -7,7 +7,7 @@ namespace nvsubq::selective {
 namespace {
 
 template <class S, bool FORTH>
-__global__ void __launch_bounds__(kBackThreads, FORTH ? 8 : 7)
+__global__ void __launch_bounds__(kThreads, FORTH ? 8 : 7)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                     const __grid_constant__ Pieces pieces, const __grid_constant__ Options is,
                     float* __restrict__ local, float* __restrict__ sums) {
@@ -78,7 +78,7 @@ int carry(const Selective& a, const Pieces& pieces, bool forth, const Options& i
   const int64_t parts = a.groups * ceil_div(a.width / a.groups, kWide);
   const dim3 grid(unsigned(a.batch * pieces.count * parts));
   const auto kernel = forth ? selective_carry<S, true> : selective_carry<S, false>;
-  if (const int status = launch("selective_scan carry", kernel, grid, kBackThreads, 0, stream, a, Walk(a), pieces, is,
+  if (const int status = launch("selective_scan carry", kernel, grid, kThreads, 0, stream, a, Walk(a), pieces, is,
                                 arriving, sums))
     return status;
   const dim3 all(unsigned(ceil_div(a.batch * a.width * a.states, 128)));

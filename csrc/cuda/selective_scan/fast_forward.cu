@@ -1,7 +1,7 @@
 // `selective_scan`, forward, fast: the kernel, and which of its shapes serves a call.
 #include "forward_computing.cuh"
 #include "forward_serving.cuh"
-#include "window.cuh"
+#include "pieces.cuh"
 
 namespace nvsubq::selective {
 namespace {

@@ -1,128 +1,151 @@
-// `selective_scan`, fast: what the backward works on. A window of 64 steps of 32 channels lies in shared memory, laid
-// out by all threads; then each warp walks over it with 8 channels. A lane has channels t and t + 4 and states 2g and
-// 2g + 1 of its warp's (t = lane % 4, g = lane / 4): a product of the tensor cores adds up over channels what d_B and
-// d_C ask for, and others what is a sum over states.
+// `selective_scan`, backward, fast: what a block shares. It walks back over windows of 64 steps, with 64 channels: each
+// warp, by itself, with 16. A lane has one channel and eight of its states: lanes 8c + 4h + t have channel 4c + t of
+// their warp's, and states 8h .. 8h + 7.
 #ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_WINDOW_CUH
 #define NVSUBQ_CUDA_SELECTIVE_SCAN_WINDOW_CUH
 
-#include "fast.cuh"
+#include "pieces.cuh"
 
 namespace nvsubq::selective {
 
-constexpr int kWindow = kBorder, kWarps = 4, kWide = 8 * kWarps;  // steps, warps of a block, channels
-constexpr int kBackThreads = 32 * kWarps;
-constexpr int kMostFast = 16;                                     // states
-constexpr int kAtOnce = kBackThreads / (kWide / 4);               // steps that are laid out at once
-constexpr int kRounds = kWindow / kAtOnce;
-constexpr float kLn2 = 0.69314718056f;
+constexpr int kTile = 4, kTiles = kWindow / kTile;  // steps whose states a lane holds
+constexpr int kOwn = 16, kBlock = kOwn * kWarps;    // channels of a warp, and of a block
+constexpr int kHeld = 8;                            // states of a lane
 
-// Walks are cut into pieces, by a rule of one row's shape: how many rows there are must not show in a row's bits. They
-// are as long as leaves blocks enough: what comes long before a piece's end has no weight there, so that what a long
-// piece leaves to the next is found from a part of it.
-struct Pieces {
-  static constexpr int64_t kEnough = 384, kLongest = 4096;  // blocks of one row; steps
-  int64_t each, count;
+// A lane's place in a block.
+struct Place {
+  int warp, lane, g, t, half, own;  // own: the channel in the warp
 
-  Pieces(const Selective& a, bool forth) {
-    const int64_t blocks = forth ? a.width / kWide : ceil_div(a.width, kChunk);  // of one piece
-    each = a.length > 8192 ? 512 : 1024;
-    while (each < kLongest && a.length / (2 * each) * blocks >= kEnough) each *= 2;
-    count = a.length > 0 ? (a.length + each - 1) / each : 1;
-  }
-  static Pieces whole(const Selective& a) { return {a.length, 1}; }
-
- private:
-  Pieces(int64_t steps, int64_t how_many) : each(steps), count(how_many) {}
+  __device__ __forceinline__ Place()
+      : warp(threadIdx.x / 32), lane(threadIdx.x % 32), g(lane / 4), t(lane % 4), half(g % 2), own(g / 2 * 4 + t) {}
+  __device__ __forceinline__ int channel() const { return warp * kOwn + own; }  // in the block
 };
 
-// The tensors by cell whose rows a block needs.
-enum Tensor { kU, kDelta, kZ, kCotangent, kB, kC, kGradU, kGradDelta, kGradZ, kTensors };
+// A warp's memory for one tile: the states that enter it, until it is walked back over; then its inputs, as they lie in
+// global memory and as the walk takes them; its gradients; last its sums over channels, which `sum_at` finds.
+struct alignas(16) Slot {
+  float numbers[256];
 
-// Where a step of a channel lies: rows are padded so that neither a step of many channels nor four steps of a warp's
-// channels meet in a bank. `paired` rows have two channels of a lane side by side, as the tensor cores take them.
-constexpr int kRow = kWindow + 4, kSingle = kWide * kRow + 16, kPaired = kWide * kRow + 32;
-__device__ __forceinline__ int single(int channel, int step) { return channel * kRow + 4 * (channel >> 3) + step; }
-__device__ __forceinline__ int paired(int channel, int step) {
-  const int warp = channel >> 3, t = channel & 3;
-  return (4 * warp + t) * 2 * kRow + 8 * warp + 2 * step + (channel >> 2 & 1);
-}
-// Four steps of channels c and c + 4 of a warp, from where the first of c lies on.
-__device__ __forceinline__ void read_single(const float* from, float (&to)[2][4]) {
-#pragma unroll
-  for (int r = 0; r < 2; ++r)
-    *reinterpret_cast<float4*>(to[r]) = *reinterpret_cast<const float4*>(from + 4 * r * kRow);
-}
-__device__ __forceinline__ void read_paired(const float* from, float (&to)[2][4]) {
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const float4 x = *reinterpret_cast<const float4*>(from + 2 * i);
-    to[0][i] = x.x, to[1][i] = x.y, to[0][i + 1] = x.z, to[1][i + 1] = x.w;
-  }
-}
-// Four steps of states n and n + 1 of B or C: [state][step].
-__device__ __forceinline__ void read_states(const float* from, float (&to)[2][4]) {
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const float4 x = *reinterpret_cast<const float4*>(from + i * kMostFast);
-    to[0][i] = x.x, to[0][i + 1] = x.y, to[1][i] = x.z, to[1][i + 1] = x.w;
-  }
-}
+  // Of d_B (which: its state) or d_C (16 further on). Steps do not meet in a bank.
+  static __device__ __forceinline__ int sum_at(int step, int which) { return step * 32 + (which ^ 8 * (step & 1)); }
+};
 
-// The inputs of a window; B and C as [step / 2][state][step % 2].
+// The tensors by cell whose rows a warp reads, and writes.
+enum Tensor { kDelta, kU, kZ, kCotangent, kGradU, kGradDelta, kGradZ, kTensors };
+
 struct alignas(16) Window {
-  float d[kSingle], w[kPaired], out[kPaired];
-  float B[kWindow / 2][kMostFast][2], C[kWindow / 2][kMostFast][2];
-  struct alignas(16) Place {
+  Slot slots[kTiles][kWarps];
+  float4 parked[kThreads];  // what a lane needs again where it makes a tile's gradients
+  float B[kWindow][kMostFast], C[kWindow][kMostFast];
+  struct alignas(16) Rows {
     uint64_t begin;   // an address in global memory
     uint32_t stride;  // in bytes
-  } places[kTensors];
-  alignas(16) float bias[kWide], skip[kWide];
-  Cells<kWindow> cells;
+  } rows[kTensors];
+  struct alignas(16) Visited : Cells<kWindow> {
+  } cells[2];  // of this window and the next
 
-  // The parameters of the channels from `first` on, and where a row's tensors begin; to be read after a barrier.
+  // Where a row's tensors begin, from channel `first` on; to be read after a barrier.
   template <class S>
-  __device__ __forceinline__ void read_parameters(const Selective& a, const Options& is, int64_t row, int64_t first,
-                                                  int there, int64_t group) {
-    const auto place = [&](Tensor which, const nvsubq_tensor& t, int64_t offset) {
-      if (threadIdx.x != kBackThreads - 1 - which) return;
-      const Row<S> found(t, row, offset);
-      places[which] = {uint64_t(__cvta_generic_to_global(found.data)), found.stride};
+  __device__ __forceinline__ void find_rows(const Selective& a, const Options& is, int64_t row, int64_t first) {
+    const auto find = [&](Tensor which, const nvsubq_tensor& t) {
+      if (threadIdx.x != kThreads - 1 - which) return;
+      const Row<S> found(t, row, first);
+      rows[which] = {uint64_t(__cvta_generic_to_global(found.data)), found.stride};
     };
-    place(kU, a.u, first), place(kDelta, a.delta, first), place(kZ, is.gated ? a.z : a.u, first);
-    place(kCotangent, a.d_y, first), place(kB, a.B, group * a.B.stride[2]), place(kC, a.C, group * a.C.stride[2]);
-    place(kGradU, a.d_u, first), place(kGradDelta, a.d_delta, first), place(kGradZ, is.gated ? a.d_z : a.d_u, first);
-    const int c = threadIdx.x;
-    if (c >= kWide) return;
-    bias[c] = of_channel(a.delta_bias, first, c, there), skip[c] = of_channel(a.D, first, c, there);
+    find(kDelta, a.delta), find(kU, a.u), find(kZ, is.gated ? a.z : a.u), find(kCotangent, a.d_y);
+    find(kGradU, a.d_u), find(kGradDelta, a.d_delta), find(kGradZ, is.gated ? a.d_z : a.d_u);
+  }
+
+  // Lays B and C out.
+  template <class S, bool WHOLE>
+  __device__ __forceinline__ void lay(const Row<const S>& from_B, const Row<const S>& from_C, int left, int which) {
+    constexpr int kAtOnce = kThreads / 4, kRounds = kWindow / kAtOnce;
+    Pack<S, 4> B_of[kRounds], C_of[kRounds];
+    const int k = threadIdx.x / 4, n = threadIdx.x % 4 * 4;
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      const int32_t cell = some_cell(cells[which].cell[k + i * kAtOnce]);
+      B_of[i] = load_four<WHOLE>(from_B.at(cell), left), C_of[i] = load_four<WHOLE>(from_C.at(cell), left);
+    }
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      alignas(16) float b[4], c[4];
+      unpack(B_of[i], b), unpack(C_of[i], c);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) b[j] = left > 0 ? b[j] : 0.0f, c[j] = left > 0 ? c[j] : 0.0f;
+      *reinterpret_cast<float4*>(&B[k + i * kAtOnce][n]) = *reinterpret_cast<const float4*>(b);
+      *reinterpret_cast<float4*>(&C[k + i * kAtOnce][n]) = *reinterpret_cast<const float4*>(c);
+    }
   }
 };
 
-// Where a block works: channels first .. of one chunk and group, steps begin .. end of one piece of a row's walk.
-struct Piece {
-  int64_t row, piece, number, chunk, group, begin, end;  // number: of the piece, over all rows
+// What a warp reads or writes at once: STEPS steps of its channels of some tensors, 16 bytes a lane (or twice so many),
+// which lie in a slot as [tensor][step][channel].
+template <class S, int STEPS>
+struct Packets {
+  static constexpr int kOfStep = kOwn / kLanes<S>, kRounds = sizeof(S) / 2;
+  uint64_t begin[kRounds];
+  uint32_t stride[kRounds];
+  int step, valid[kRounds];  // channels that are there
 
-  __device__ __forceinline__ Piece(const Selective& a, const Chunks& chunks, const Pieces& pieces, int64_t index) {
-    chunk = index % chunks.count, number = index / chunks.count;
-    row = number / pieces.count, piece = number % pieces.count;
-    group = chunk / chunks.per_group;
-    begin = piece * pieces.each, end = begin + pieces.each < a.length ? begin + pieces.each : a.length;
+  __device__ __forceinline__ Packets(const Window& m, Tensor first, int tensors, const Place& p, int there)
+      : step(p.lane / kOfStep % STEPS) {
+    const int channel = p.warp * kOwn + p.lane % kOfStep * kLanes<S>;
+    const int left = there < channel ? 0 : there - channel < kLanes<S> ? there - channel : kLanes<S>;
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      const int tensor = (p.lane + 32 * r) / (kOfStep * STEPS);
+      const Window::Rows rows = m.rows[first + (tensor < tensors ? tensor : 0)];
+      valid[r] = tensor < tensors ? left : 0, stride[r] = rows.stride;
+      begin[r] = rows.begin + (left ? channel * sizeof(S) : 0);
+    }
+  }
+  __device__ __forceinline__ S* at(int32_t cell, int r) const {
+    return static_cast<S*>(__cvta_global_to_generic(begin[r] + uint64_t(uint32_t(cell)) * stride[r]));
+  }
+
+  struct Asked {
+    uint4 of[kRounds];
+  };
+  // PACKED: 16 bytes lie on multiples of their size, and all of them are there, or none.
+  template <bool PACKED>
+  __device__ __forceinline__ void ask(Asked& to, const int32_t* cells) const {
+    const int32_t cell = some_cell(cells[step]);
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      const S* const from = at(cell, r);
+      if constexpr (PACKED) {
+        to.of[r] = *reinterpret_cast<const uint4*>(from);
+      } else {
+        Pack<S, kLanes<S>> x;
+#pragma unroll
+        for (int j = 0; j < kLanes<S>; ++j) x.lane[j] = j < valid[r] ? from[j] : narrow<S>(0.0f);
+        to.of[r] = *reinterpret_cast<const uint4*>(&x);
+      }
+    }
+  }
+  static __device__ __forceinline__ void put(float* slot, int lane, const Asked& from) {
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) *reinterpret_cast<uint4*>(slot + 4 * (lane + 32 * r)) = from.of[r];
+  }
+  template <bool PACKED>
+  __device__ __forceinline__ void write(float* slot, int lane, const int32_t* cells) const {
+    const int32_t cell = cells[step];
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      if (cell < 0 || !valid[r]) continue;
+      const float* const from = slot + 4 * (lane + 32 * r);
+      if constexpr (PACKED) {
+        *reinterpret_cast<uint4*>(at(cell, r)) = *reinterpret_cast<const uint4*>(from);
+      } else {
+        const auto x = *reinterpret_cast<const Pack<S, kLanes<S>>*>(from);
+#pragma unroll
+        for (int j = 0; j < kLanes<S>; ++j)
+          if (j < valid[r]) at(cell, r)[j] = x.lane[j];
+      }
+    }
   }
 };
-
-inline Options options_of(const Selective& a) {
-  Options is;
-  is.soft = a.flags & NVSUBQ_SOFTPLUS, is.gated = present(a.z);
-  is.whole = a.width / a.groups % 4 == 0 && a.states % 4 == 0 && a.B.stride[2] % 4 == 0 && a.C.stride[2] % 4 == 0;
-  for (const nvsubq_tensor* t : {&a.u, &a.delta, &a.z, &a.y, &a.B, &a.C, &a.d_y, &a.d_u, &a.d_delta, &a.d_z})
-    is.whole = is.whole && packs_fit(*t, 4);
-  return is;
-}
-
-// Where walks are cut into pieces: puts the states that enter each piece, [pieces][D][N], or the cotangents that
-// arrive at its end. `sums` [pieces][D] is scratch.
-template <class S>
-int carry(const Selective& a, const Pieces& pieces, bool forth, const Options& is, float* arriving, float* sums,
-          cudaStream_t stream);
 
 }  // namespace nvsubq::selective
 
