@@ -129,12 +129,11 @@ struct Tiles {
   // The states that enter each tile, from those that enter the window. Two tiles' inputs are made at once: each of a
   // channel's two lanes makes those of one.
   template <bool STARTS, bool PACKED>
-  __device__ __forceinline__ void ahead(float (&h)[kHeld], int which, int tiles, const Packets<S, kPair>& packets) const {
+  __device__ __forceinline__ void ahead(float (&h)[kHeld], int which, int tiles, const Packets<S, kPair>& packets,
+                                        typename Packets<S, kPair>::Asked asked) const {
     float* slot = slots;
     put_entering(slot, h);
     const int32_t* cells = m.cells[which].cell;
-    typename Packets<S, kPair>::Asked asked;
-    packets.template ask<PACKED>(asked, cells);
     const float* B = states;
 #pragma unroll 1
     for (int e = 0; e < tiles - 1; e += 2) {
@@ -161,32 +160,20 @@ struct Tiles {
     }
   }
 
-  // A tile: the states forth, and the cotangents back.
-  template <bool STARTS, bool PACKED>
-  __device__ __forceinline__ void back(typename Packets<S, kTile>::Asked& asked, int which, int e,
-                                       const Packets<S, kTile>& packets, const Packets<S, kTile>& gradients) {
-    float* const slot = slots + kSlot * e;
-    const float* const B = states + kStates * e;
-    const int32_t* const cells = m.cells[which].cell + kTile * e;
-    float* const own_steps = slot + own * kTile + 2 * half;
-    float before[2][4];
-    read(slot + 4 * lane, before[0]), read(slot + 4 * lane + kUpper, before[1]);
-    __syncwarp();
-    packets.put(slot, lane, asked);
-    __syncwarp();
-    {
-      const auto x = channel.lay(reinterpret_cast<const S*>(slot) + 2 * half * kOwn + own, cells + 2 * half);
-      packets.template ask<PACKED>(asked, e ? cells - kTile : cells);
-      __syncwarp();
-      put(own_steps, x.d), put(own_steps + kLaid, x.w), put(own_steps + 2 * kLaid, x.out);
-      put(slot + 3 * kLaid + 2 * lane, x.u);
-      m.parked[threadIdx.x] = make_float4(x.slope[0], x.slope[1], x.by_z[0], x.by_z[1]);
-    }
-    __syncwarp();
-    float d[4], w[4], out[4];
-    read(slot + own * kTile, d), read(slot + own * kTile + kLaid, w), read(slot + own * kTile + 2 * kLaid, out);
-    float y[4] = {}, by_w[4] = {}, by_d[4] = {}, sum[4] = {};
-    const uint32_t starts = starts_of<STARTS>(which, kTile * e);
+  // What a tile is walked over with.
+  struct Tile {
+    float before[2][4], d[4], w[4], out[4];
+  };
+  // Sums over a lane's states, of each step: of c h, of b times the cotangents of the states, and of A times those of
+  // the decays' logarithms; and over the warp's channels: see `ChannelSums::add`.
+  struct Sums {
+    float y[4] = {}, by_w[4] = {}, by_d[4] = {}, channels[4] = {};
+  };
+
+  // The states forth, and the cotangents back.
+  template <bool STARTS>
+  __device__ __forceinline__ Sums walk(const Tile& tile, const float* B, uint32_t starts) {
+    Sums of;
     const auto half_back = [&](auto which_states) {
       constexpr int r = decltype(which_states)::value;
       float a[4][4], h[4][4];
@@ -197,13 +184,13 @@ struct Tiles {
         read(B + kMostFast * j + 4 * r, b);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          a[j][i] = decay<STARTS>(d[j], A[4 * r + i], starts, j);
-          h[j][i] = fmaf(a[j][i], j ? h[j - 1][i] : before[r][i], b[i] * w[j]);
-          product[i] = h[j][i] * out[j];
+          a[j][i] = decay<STARTS>(tile.d[j], A[4 * r + i], starts, j);
+          h[j][i] = fmaf(a[j][i], j ? h[j - 1][i] : tile.before[r][i], b[i] * tile.w[j]);
+          product[i] = h[j][i] * tile.out[j];
         }
         sums.turn(by_C, j, product);
       }
-      sums.template add<r>(sum, by_C);
+      sums.template add<r>(of.channels, by_C);
       asm volatile("" ::: "memory");  // B is read again: there are no registers for it
 #pragma unroll
       for (int j = kTile - 1; j >= 0; --j) {
@@ -212,47 +199,112 @@ struct Tiles {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float& arriving = q[4 * r + i];
-          const float h_bar = fmaf(c[i], out[j], arriving);
+          const float h_bar = fmaf(c[i], tile.out[j], arriving);
           arriving = a[j][i] * h_bar;
-          const float l = arriving * (j ? h[j - 1][i] : before[r][i]);
-          d_A[4 * r + i] = fmaf(l, d[j], d_A[4 * r + i]);
-          by_w[j] = fmaf(b[i], h_bar, by_w[j]);
-          y[j] = fmaf(c[i], h[j][i], y[j]);
-          by_d[j] = fmaf(A[4 * r + i], l, by_d[j]);
-          product[i] = h_bar * w[j];
+          const float l = arriving * (j ? h[j - 1][i] : tile.before[r][i]);
+          d_A[4 * r + i] = fmaf(l, tile.d[j], d_A[4 * r + i]);
+          of.by_w[j] = fmaf(b[i], h_bar, of.by_w[j]);
+          of.y[j] = fmaf(c[i], h[j][i], of.y[j]);
+          of.by_d[j] = fmaf(A[4 * r + i], l, of.by_d[j]);
+          product[i] = h_bar * tile.w[j];
         }
         sums.turn(by_B, j, product);
       }
-      sums.template add<2 + r>(sum, by_B);
+      sums.template add<2 + r>(of.channels, by_B);
     };
     half_back(std::integral_constant<int, 0>());
     half_back(std::integral_constant<int, 1>());
-    // Each of a channel's two lanes takes two of the steps.
-    const auto over_states = [&](const float (&of)[4], float (&to)[2]) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        to[i] = (half ? of[2 + i] : of[i]) + __shfl_xor_sync(~0u, half ? of[i] : of[2 + i], 4);
+    return of;
+  }
+
+  // Back over a window's tiles. What a tile leaves is written while the next one's inputs are made: much of either is
+  // waiting.
+  template <bool STARTS, bool PACKED>
+  __device__ __forceinline__ void back(int which, int tiles, const Packets<S, kTile>& packets,
+                                       const Packets<S, kTile>& gradients, typename Packets<S, kTile>::Asked asked) {
+    float* slot = slots + kSlot * (tiles - 1);
+    const float* B = states + kStates * (tiles - 1);
+    const int32_t* cells = m.cells[which].cell + kTile * (tiles - 1);
+    float* const parked = &m.parked[threadIdx.x].x;
+    const int own_steps = own * kTile + 2 * half, own_raw = 2 * half * kOwn + own;
+    Tile tile;
+    const auto take = [&](float* from) {
+      read(from + 4 * lane, tile.before[0]), read(from + 4 * lane + kUpper, tile.before[1]);
+      __syncwarp();
+      packets.put(from, lane, asked);
     };
-    float y_sum[2], w_sum[2], d_sum[2], u[2], own_d[2], own_out[2], also[4];
-    over_states(y, y_sum), over_states(by_w, w_sum), over_states(by_d, d_sum);
-    read(own_steps, own_d), read(own_steps + 2 * kLaid, own_out), read(slot + 3 * kLaid + 2 * lane, u);
-    read(&m.parked[threadIdx.x].x, also);
+    const auto put_inputs = [&](float* to, const typename Channel<S, USUAL>::Laid& x) {
+      put(to + own_steps, x.d), put(to + own_steps + kLaid, x.w), put(to + own_steps + 2 * kLaid, x.out);
+      put(to + 3 * kLaid + 2 * lane, x.u);
+      *reinterpret_cast<float4*>(parked) = make_float4(x.slope[0], x.slope[1], x.by_z[0], x.by_z[1]);
+    };
+    const auto read_inputs = [&](const float* from) {
+      const float* const of_channel = from + own * kTile;
+      read(of_channel, tile.d), read(of_channel + kLaid, tile.w), read(of_channel + 2 * kLaid, tile.out);
+    };
+    const auto read_raw = [&](const float* from, const int32_t* its_cells) {
+      return channel.read(reinterpret_cast<const S*>(from) + own_raw, its_cells + 2 * half);
+    };
+    take(slot);
     __syncwarp();
-    S* const to = reinterpret_cast<S*>(slot) + 2 * half * kOwn + own;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float dd = fmaf(d_sum[i], kLn2, u[i] * w_sum[i]) * also[i];
-      d_skip = fmaf(own_out[i], u[i], d_skip), d_bias += dd;
-      to[i * kOwn] = narrow<S>(fmaf(own_d[i], w_sum[i], channel.skip * own_out[i]));
-      to[(kTile + i) * kOwn] = narrow<S>(dd);
-      to[(2 * kTile + i) * kOwn] = narrow<S>(also[2 + i] * fmaf(channel.skip, u[i], y_sum[i]));
+    {
+      const auto raw = read_raw(slot, cells);
+      packets.template ask<PACKED>(asked, tiles > 1 ? cells - kTile : cells);
+      const auto laid = channel.lay(raw);
+      __syncwarp();
+      put_inputs(slot, laid);
     }
     __syncwarp();
-    gradients.template write<PACKED>(slot, lane, cells);
-    __syncwarp();
-    float *const sum_to = slot + sums_at, *const upper_to = slot + (sums_at ^ 8);
-    sum_to[0] = sum[0], sum_to[64] = sum[1];
-    upper_to[0] = sum[2], upper_to[64] = sum[3];
+    read_inputs(slot);
+#pragma unroll 1
+    for (int e = tiles - 1;; --e) {
+      const Sums of = walk<STARTS>(tile, B, starts_of<STARTS>(which, kTile * e));
+      // Each of a channel's two lanes takes two of the steps.
+      float y[2], by_w[2], by_d[2], u[2], d[2], out[2], also[4];
+      const auto send = [&](const float (&from)[4], float (&to)[2]) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) to[i] = __shfl_xor_sync(~0u, half ? from[i] : from[2 + i], 4);
+      };
+      send(of.y, y), send(of.by_w, by_w), send(of.by_d, by_d);
+      read(slot + own_steps, d), read(slot + own_steps + 2 * kLaid, out), read(slot + 3 * kLaid + 2 * lane, u);
+      read(parked, also);
+      if (e)
+        take(slot - kSlot);
+      else
+        __syncwarp();
+      S* const to = reinterpret_cast<S*>(slot) + own_raw;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        y[i] += half ? of.y[2 + i] : of.y[i], by_w[i] += half ? of.by_w[2 + i] : of.by_w[i];
+        by_d[i] += half ? of.by_d[2 + i] : of.by_d[i];
+        const float dd = fmaf(by_d[i], kLn2, u[i] * by_w[i]) * also[i];
+        d_skip = fmaf(out[i], u[i], d_skip), d_bias += dd;
+        to[i * kOwn] = narrow<S>(fmaf(d[i], by_w[i], channel.skip * out[i]));
+        to[(kTile + i) * kOwn] = narrow<S>(dd);
+        to[(2 * kTile + i) * kOwn] = narrow<S>(also[2 + i] * fmaf(channel.skip, u[i], y[i]));
+      }
+      __syncwarp();
+      gradients.template write<PACKED>(slot, lane, cells);
+      float *const sum_to = slot + sums_at, *const upper_to = slot + (sums_at ^ 8);
+      const auto put_sums = [&] {
+        sum_to[0] = of.channels[0], sum_to[64] = of.channels[1];
+        upper_to[0] = of.channels[2], upper_to[64] = of.channels[3];
+      };
+      if (e == 0) {
+        __syncwarp();
+        put_sums();
+        return;
+      }
+      slot -= kSlot, B -= kStates, cells -= kTile;
+      const auto raw = read_raw(slot, cells);
+      packets.template ask<PACKED>(asked, e > 1 ? cells - kTile : cells);
+      const auto laid = channel.lay(raw);
+      __syncwarp();
+      put_sums();
+      put_inputs(slot, laid);
+      __syncwarp();
+      read_inputs(slot);
+    }
   }
 };
 

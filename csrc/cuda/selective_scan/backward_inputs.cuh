@@ -32,22 +32,34 @@ struct Channel {
     }
   }
 
-  // Of two steps.
+  // Of two steps, as they are read.
+  struct Raw {
+    S of[4][2];
+    int2 cell;
+  };
+  static __device__ __forceinline__ Raw read(const S* raw, const int32_t* cells) {
+    Raw x;
+    x.cell = *reinterpret_cast<const int2*>(cells);
+#pragma unroll
+    for (int which = 0; which < 4; ++which)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) x.of[which][i] = raw[(which * kTile + i) * kOwn];
+    return x;
+  }
   struct Laid {
     float d[2], w[2], out[2], u[2], slope[2], by_z[2];  // out: the cotangent of y; by_z: of z, for y
   };
-  __device__ __forceinline__ Laid lay(const S* raw, const int32_t* cells) const {
+  __device__ __forceinline__ Laid lay(const Raw& raw) const {
     Laid x;
-    const int2 cell = *reinterpret_cast<const int2*>(cells);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool here = (i ? cell.y : cell.x) >= 0;
-      const auto of = [&](Tensor which) { return widen<float>(raw[(which * kTile + i) * kOwn]); };
+      const bool here = (i ? raw.cell.y : raw.cell.x) >= 0;
+      const auto of = [&](Tensor which) { return widen<float>(raw.of[which][i]); };
       const float delta = of(kDelta) + bias, e = exp2_always(-fabsf(delta) * kLog2e), over = reciprocal(1.0f + e);
       const float soft_of = fmaxf(delta, 0.0f) + log1p_of(e), slope = soft() ? (delta < 0.0f ? e * over : over) : 1.0f;
       x.u[i] = of(kU), x.d[i] = here ? (soft() ? soft_of : delta) : 0.0f, x.w[i] = x.d[i] * x.u[i];
       x.slope[i] = here ? slope : 0.0f;
-      const float cotangent = here && there ? of(kCotangent) : 0.0f, z = of(kZ);
+      const float given = of(kCotangent), cotangent = here && there ? given : 0.0f, z = of(kZ);
       const float gate = fast_sigmoid(z), part = cotangent * gate;
       x.out[i] = gated() ? part * z : cotangent, x.by_z[i] = part * fmaf(z, 1.0f - gate, 1.0f);
     }

@@ -10,19 +10,20 @@ __device__ __forceinline__ void add_warps(const Window& m, int which, int steps,
                                           uint32_t by_cell) {
   constexpr int kAtOnce = kThreads / 8, kRounds = kWindow / kAtOnce;
   const int v = threadIdx.x % 8 * 4, first = threadIdx.x / 8, left = states - v % 16;
-  if (left <= 0) return;
   const auto place = [&](int i) {
     return sums + uint64_t(uint32_t(some_cell(m.cells[which].cell[first + i * kAtOnce]))) * by_cell;
   };
   Pack<float, 4> before[kRounds] = {};
   if (adds) {
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i) before[i] = load_four<WHOLE>(place(i), left);
+    for (int i = 0; i < kRounds; ++i)
+      if (left > 0) before[i] = load_four<WHOLE>(place(i), left);
   }
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < kRounds; ++i) {
     const int k = first + i * kAtOnce;
-    if (k >= steps) return;
+    if (k >= steps || left <= 0) return;
     float sum[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
@@ -107,30 +108,36 @@ __global__ void __launch_bounds__(kThreads, 3)
       }
       __syncthreads();
       if (leads && window > first_window) next.ask(steps, begin - kWindow + threadIdx.x);
-      if (is.whole)
-        m.template lay<S, true>(B, C, left, which);
-      else
-        m.template lay<S, false>(B, C, left, which);
-      __syncthreads();
-      const auto walk_back = [&](auto starts_of, auto packed_of) {
+      // Ahead and back over the window. Whatever global memory has is asked for long before it is needed.
+      const auto walk_window = [&](auto starts_of, auto packed_of) {
         constexpr bool starts = decltype(starts_of)::value, packed = decltype(packed_of)::value;
-        computing.template ahead<starts, packed>(entering, which, tiles, {m, kDelta, 2, p, there});
+        const int32_t* const cells = m.cells[which].cell;
+        const Packets<S, 2 * kTile> pairs(m, kDelta, 2, p, there);
         const Packets<S, kTile> packets(m, kDelta, 4, p, there);
+        typename Packets<S, 2 * kTile>::Asked first_pair;
+        typename Packets<S, kTile>::Asked last_tile;
+        pairs.template ask<packed>(first_pair, cells);
+        if (is.whole)
+          m.template lay<S, true>(B, C, left, which);
+        else
+          m.template lay<S, false>(B, C, left, which);
+        packets.template ask<packed>(last_tile, cells + kTile * (tiles - 1));
+        __syncthreads();
+        computing.template ahead<starts, packed>(entering, which, tiles, pairs, first_pair);
+        if (window > first_window) {
+          if (leads) ask_ahead(m, B, C, next.cell(steps));
+          if (window > 1) prefetch(kept + (window - 2) * a.width * states);
+        }
         const Packets<S, kTile> gradients(m, kGradU, channel.gated() ? 3 : 2, p, there);
-        typename Packets<S, kTile>::Asked asked;
-        packets.template ask<packed>(asked, m.cells[which].cell + kTile * (tiles - 1));
-#pragma unroll 1
-        for (int e = tiles - 1; e >= 0; --e)
-          computing.template back<starts, packed>(asked, which, e, packets, gradients);
+        computing.template back<starts, packed>(which, tiles, packets, gradients, last_tile);
       };
       using No = std::false_type;
       using Yes = std::true_type;
       const bool starts = m.cells[which].any_starts();
       if constexpr (USUAL)
-        starts ? walk_back(Yes(), Yes()) : walk_back(No(), Yes());
+        starts ? walk_window(Yes(), Yes()) : walk_window(No(), Yes());
       else
-        walk_back(Yes(), No());
-      __syncthreads();
+        walk_window(Yes(), No());
       if (is.whole)
         add_warps<true, kExact<S>>(m, which, in_window, int(states), adds, v_sums, by_cell);
       else

@@ -79,6 +79,18 @@ struct alignas(16) Window {
   }
 };
 
+__device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+// Asks for a cell's rows, long before they are read.
+template <class S>
+__device__ __forceinline__ void ask_ahead(const Window& m, const Row<const S>& B, const Row<const S>& C, int32_t cell) {
+  prefetch(B.at(cell)), prefetch(C.at(cell));
+#pragma unroll
+  for (const Tensor which : {kDelta, kU, kZ, kCotangent}) {
+    const Window::Rows rows = m.rows[which];
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(rows.begin + uint64_t(uint32_t(cell)) * rows.stride));
+  }
+}
+
 // What a warp reads or writes at once: STEPS steps of its channels of some tensors, 16 bytes a lane (or twice so many),
 // which lie in a slot as [tensor][step][channel].
 template <class S, int STEPS>
