@@ -77,7 +77,7 @@ struct Tiles {
       : m(memory), channel(of), lane(p.lane), half(p.half), own(p.own),
         sums_at(Slot::sum_at(p.g / 4, (p.t < 2 ? 16 : 0) + 4 * (p.t % 2) + p.g % 4)),
         slots(m.slots[0][p.warp].numbers), states(&m.B[0][kHeld * p.half]), sums(p.g, slots + p.lane) {
-    asm volatile("" : "+r"(lane), "+r"(half), "+r"(own), "+r"(sums_at));
+    asm volatile("" : "+r"(lane), "+r"(own));
   }
 
   static constexpr int kSlot = sizeof(Slot) / sizeof(float) * kWarps, kStates = kTile * kMostFast;
@@ -284,13 +284,15 @@ struct Tiles {
         to[(2 * kTile + i) * kOwn] = narrow<S>(also[2 + i] * fmaf(channel.skip, u[i], y[i]));
       }
       __syncwarp();
-      gradients.template write<PACKED>(slot, lane, cells);
+      const auto made = gradients.take(slot, lane);
+      const int32_t made_for = cells[gradients.step];
       float *const sum_to = slot + sums_at, *const upper_to = slot + (sums_at ^ 8);
       const auto put_sums = [&] {
         sum_to[0] = of.channels[0], sum_to[64] = of.channels[1];
         upper_to[0] = of.channels[2], upper_to[64] = of.channels[3];
       };
       if (e == 0) {
+        gradients.template write<PACKED>(made, made_for);
         __syncwarp();
         put_sums();
         return;
@@ -298,6 +300,7 @@ struct Tiles {
       slot -= kSlot, B -= kStates, cells -= kTile;
       const auto raw = read_raw(slot, cells);
       packets.template ask<PACKED>(asked, e > 1 ? cells - kTile : cells);
+      gradients.template write<PACKED>(made, made_for);
       const auto laid = channel.lay(raw);
       __syncwarp();
       put_sums();

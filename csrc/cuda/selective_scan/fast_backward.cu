@@ -4,20 +4,19 @@
 namespace nvsubq::selective {
 namespace {
 
-// A window's d_B and d_C, from all warps, to (or added to) the chunk's sums: a thread has four states of a step.
+// A window's d_B and d_C, from all warps, to (or added to) the chunk's sums: a thread has four states of some steps.
 template <bool WHOLE, bool EXACT>
-__device__ __forceinline__ void add_warps(const Window& m, int which, int steps, int states, bool adds, float* sums,
-                                          uint32_t by_cell) {
+__device__ __forceinline__ void add_warps(const Window& m, int which, int steps, int states, bool adds) {
   constexpr int kAtOnce = kThreads / 8, kRounds = kWindow / kAtOnce;
-  const int v = threadIdx.x % 8 * 4, first = threadIdx.x / 8, left = states - v % 16;
+  const int thread = this_thread(), v = thread % 8 * 4, first = thread / 8, left = states - v % 16;
   const auto place = [&](int i) {
-    return sums + uint64_t(uint32_t(some_cell(m.cells[which].cell[first + i * kAtOnce]))) * by_cell;
+    const int32_t cell = some_cell(m.cells[which].cell[first + i * kAtOnce]);
+    return m.at<float>(v < 16 ? kSumsB : kSumsC, cell, v % 16);
   };
   Pack<float, 4> before[kRounds] = {};
-  if (adds) {
+  if (adds && left > 0) {
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i)
-      if (left > 0) before[i] = load_four<WHOLE>(place(i), left);
+    for (int i = 0; i < kRounds; ++i) before[i] = load_four<WHOLE>(place(i), left);
   }
   __syncthreads();
 #pragma unroll
@@ -51,103 +50,108 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int64_t group_end = (at_piece.group + 1) * chunks.run;
   const int64_t chunk_end = chunk_begin + chunks.width < group_end ? chunk_begin + chunks.width : group_end;
   const int64_t end = steps.count < at_piece.end ? steps.count : at_piece.end;
-  const int64_t last = end > at_piece.begin ? (end - 1) / kWindow : -1, first_window = at_piece.begin / kWindow;
-
-  // This thread's columns of d_B or d_C, and how far cells are apart in them.
-  const int v = threadIdx.x % 8 * 4;
-  float* const v_sums = partials.of(v < 16 ? partials.B : partials.C, row, 0, at_piece.chunk, v % 16);
-  const uint32_t by_cell = uint32_t(partials.chunks * states);
-  // Its columns of B and C.
-  const int n = threadIdx.x % 4 * 4, left = int(states) - n, some_n = left > 0 ? n : 0;
-  const Row<const S> B(a.B, row, at_piece.group * a.B.stride[2] + some_n);
-  const Row<const S> C(a.C, row, at_piece.group * a.C.stride[2] + some_n);
+  const int first_window = int(at_piece.begin / kWindow);
+  const int last = end > at_piece.begin ? int((end - 1) / kWindow) : first_window - 1;
+  const auto steps_in = [&](int window) {
+    const int64_t left = end - int64_t(window) * kWindow;
+    return int(left < kWindow ? left : kWindow);
+  };
+  const auto tiles_in = [&](int window) { return (steps_in(window) + kTile - 1) / kTile; };
 
   for (int64_t first = chunk_begin; first < chunk_end; first += kBlock) {
     const bool adds = first != chunk_begin;
     const int there = int(chunk_end - first < kBlock ? chunk_end - first : kBlock);
-    const Place p;
-    m.template find_rows<S>(a, is, row, first);
+    const Place p(threadIdx.x);
+    m.template find_rows<S>(a, is, partials, at_piece, first);
     const Channel<S, USUAL> channel(a, is, first, p.channel(), there);
     Tiles<S, USUAL> computing(m, channel, p);
-    // Of [D, N]: this lane's first element, and whether the i-th of its eight is there.
-    const int64_t at_channel = first + p.channel(), first_state = kHeld * p.half;
-    const int64_t element = at_channel * states + first_state;
-    const auto is_real = [&](int i) { return channel.there && first_state + i < states; };
+    const int64_t at_channel = first + p.channel();
+    const int first_state = kHeld * p.half, states_there = channel.there ? int(states) - first_state : 0;
     const auto given = [&](const nvsubq_tensor& t, int i) {
       return read_any<float>(t, at(t, row, at_channel, first_state + i));
     };
+    const auto partial = [&](int i) {
+      return partials.of(partials.A, at_piece.number, at_channel, first_state + i);
+    };
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
-      computing.A[i] = is_real(i) ? read_any<float>(a.A, at(a.A, at_channel, first_state + i)) * kLog2e : 0.0f;
+      const bool real = i < states_there;
+      computing.A[i] = real ? read_any<float>(a.A, at(a.A, at_channel, first_state + i)) * kLog2e : 0.0f;
       computing.d_A[i] = computing.q[i] = 0;
-      if (!is_real(i)) continue;
+      if (!real) continue;
       if (pieces.count > 1)
-        computing.q[i] = partials.A.sums[at_piece.number * a.width * states + element + i];
+        computing.q[i] = *partial(i);
       else if (has(a.d_final_state))
         computing.q[i] = given(a.d_final_state, i);
     }
-    const float* const kept = static_cast<const float*>(a.saved) + row * borders(a.length) * a.width * states + element;
-    NextCell next;
     const bool leads = threadIdx.x < kWindow;
-    if (leads && last >= 0) next.ask(steps, last * kWindow + threadIdx.x);
-    int which = 0;
-    for (int64_t window = last; window >= first_window; --window, which ^= 1) {
-      const int64_t begin = window * kWindow;
-      const int in_window = int(end - begin < kWindow ? end - begin : kWindow), tiles = (in_window + kTile - 1) / kTile;
-      if (leads) next.put(steps, m.cells[which], int(threadIdx.x));
+    if (leads) {
+      NextCell next;
+      next.ask(steps, int64_t(last) * kWindow + threadIdx.x);
+      next.put(steps, m.cells[last & 1], int(threadIdx.x));
+    }
+    __syncthreads();
+
+    for (int window = last; window >= first_window; --window) {
+      const int which = window & 1, tiles = tiles_in(window);
+      const Place here(this_thread());
+      // What global memory has is asked for long before it is needed.
+      Window::Asked<S> states_of;
+      typename Packets<S, 2 * kTile>::Asked first_pair;
+      typename Packets<S, kTile>::Asked last_tile;
+      m.template ask<USUAL>(states_of, int(states), which);
+      const Packets<S, 2 * kTile> pairs(m, kDelta, 2, here, there);
+      pairs.template ask<USUAL>(first_pair, m.cells[which].cell);
+      Packets<S, kTile>(m, kDelta, 4, here, there)
+          .template ask<USUAL>(last_tile, m.cells[which].cell + kTile * (tiles - 1));
       float entering[kHeld] = {};
       if (window) {
-        const float* const border = kept + (window - 1) * a.width * states;
+        const auto* const kept =
+            m.at<float>(kKept, window - 1, here.channel() * uint32_t(states) + kHeld * here.half);
 #pragma unroll
-        for (int i = 0; i < kHeld; ++i)
-          if (is_real(i)) entering[i] = border[i];
+        for (int i = 0; i < kHeld; i += 4) {
+          if (USUAL && i < states_there) {
+            const uint4 x = load_passing(kept + i);
+            entering[i] = __uint_as_float(x.x), entering[i + 1] = __uint_as_float(x.y);
+            entering[i + 2] = __uint_as_float(x.z), entering[i + 3] = __uint_as_float(x.w);
+          }
+#pragma unroll
+          for (int j = i; !USUAL && j < i + 4; ++j)
+            if (j < states_there) entering[j] = kept[j];
+        }
       } else if (has(a.initial_state)) {
 #pragma unroll
         for (int i = 0; i < kHeld; ++i)
-          if (is_real(i)) entering[i] = given(a.initial_state, i);
+          if (i < states_there) entering[i] = given(a.initial_state, i);
       }
+      m.lay(states_of, int(states));
       __syncthreads();
-      if (leads && window > first_window) next.ask(steps, begin - kWindow + threadIdx.x);
-      // Ahead and back over the window. Whatever global memory has is asked for long before it is needed.
-      const auto walk_window = [&](auto starts_of, auto packed_of) {
-        constexpr bool starts = decltype(starts_of)::value, packed = decltype(packed_of)::value;
-        const int32_t* const cells = m.cells[which].cell;
-        const Packets<S, 2 * kTile> pairs(m, kDelta, 2, p, there);
-        const Packets<S, kTile> packets(m, kDelta, 4, p, there);
-        typename Packets<S, 2 * kTile>::Asked first_pair;
-        typename Packets<S, kTile>::Asked last_tile;
-        pairs.template ask<packed>(first_pair, cells);
-        if (is.whole)
-          m.template lay<S, true>(B, C, left, which);
-        else
-          m.template lay<S, false>(B, C, left, which);
-        packets.template ask<packed>(last_tile, cells + kTile * (tiles - 1));
-        __syncthreads();
-        computing.template ahead<starts, packed>(entering, which, tiles, pairs, first_pair);
-        if (window > first_window) {
-          if (leads) ask_ahead(m, B, C, next.cell(steps));
-          if (window > 1) prefetch(kept + (window - 2) * a.width * states);
+      const auto walk_window = [&](auto starts_of) {
+        constexpr bool starts = decltype(starts_of)::value;
+        const bool leads = here.warp * 32 + here.lane < kWindow;
+        NextCell next;
+        if (leads) next.ask(steps, int64_t(window - 1) * kWindow + here.warp * 32 + here.lane);
+        computing.template ahead<starts, USUAL>(entering, which, tiles, pairs, first_pair);
+        if (leads) {
+          next.put(steps, m.cells[which ^ 1], here.warp * 32 + here.lane);
+          m.template ask_ahead<S>(next.cell(steps));
         }
-        const Packets<S, kTile> gradients(m, kGradU, channel.gated() ? 3 : 2, p, there);
-        computing.template back<starts, packed>(which, tiles, packets, gradients, last_tile);
+        if (window > 1)
+          prefetch(m.at<float>(kKept, window - 2, here.channel() * uint32_t(states) + kHeld * here.half));
+        computing.template back<starts, USUAL>(which, tiles, {m, kDelta, 4, here, there},
+                                               {m, kGradU, channel.gated() ? 3 : 2, here, there}, last_tile);
       };
-      using No = std::false_type;
-      using Yes = std::true_type;
-      const bool starts = m.cells[which].any_starts();
-      if constexpr (USUAL)
-        starts ? walk_window(Yes(), Yes()) : walk_window(No(), Yes());
+      if (!USUAL || m.cells[which].any_starts())
+        walk_window(std::true_type());
       else
-        walk_window(Yes(), No());
-      if (is.whole)
-        add_warps<true, kExact<S>>(m, which, in_window, int(states), adds, v_sums, by_cell);
-      else
-        add_warps<false, kExact<S>>(m, which, in_window, int(states), adds, v_sums, by_cell);
+        walk_window(std::false_type());
+      add_warps<USUAL, kExact<S>>(m, which, steps_in(window), int(states), adds);
     }
 
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
-      if (!is_real(i)) continue;
-      partials.A.sums[at_piece.number * a.width * states + element + i] = computing.d_A[i];
+      if (i >= states_there) continue;
+      *partial(i) = computing.d_A[i];
       if (has(a.d_initial_state) && at_piece.piece == 0)
         write_any<float>(a.d_initial_state, at(a.d_initial_state, row, at_channel, first_state + i), computing.q[i]);
     }
@@ -158,11 +162,11 @@ __global__ void __launch_bounds__(kThreads, 3)
       if (partials.bias) partials.bias[at_piece.number * partials.width + at_channel] = d_bias;
     }
     if (channel.there) {
-      const Row<S> d_u(a.d_u, row, at_channel), d_delta(a.d_delta, row, at_channel);
-      const Row<S> d_z(channel.gated() ? a.d_z : a.d_u, row, at_channel);
       for (int64_t k = (steps.count > at_piece.begin ? steps.count : at_piece.begin) + p.half; k < at_piece.end; k += 2) {
-        const int32_t cell = int32_t(steps.cell(k));
-        *d_u.at(cell) = *d_delta.at(cell) = *d_z.at(cell) = narrow<S>(0.0f);
+        const auto clear = [&](Tensor of) {
+          *m.at<S>(of, uint32_t(steps.cell(k)), p.channel()) = narrow<S>(0.0f);
+        };
+        clear(kGradU), clear(kGradDelta), clear(kGradZ);
       }
     }
     __syncthreads();
@@ -202,7 +206,9 @@ int run(const Selective& a, const Plan& plan, cudaStream_t stream) {
 
 }  // namespace
 
-bool is_fast_backward(const Selective& a) { return is_fast(a) && a.states <= kMostFast; }
+bool is_fast_backward(const Selective& a) {
+  return is_fast(a) && a.states <= kMostFast && a.width * a.states < int64_t(1) << 30;
+}
 
 int64_t fast_backward_bytes(const Selective& a) { return Plan(a, nullptr).arena.bytes(); }
 

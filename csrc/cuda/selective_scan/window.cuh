@@ -16,8 +16,8 @@ constexpr int kHeld = 8;                            // states of a lane
 struct Place {
   int warp, lane, g, t, half, own;  // own: the channel in the warp
 
-  __device__ __forceinline__ Place()
-      : warp(threadIdx.x / 32), lane(threadIdx.x % 32), g(lane / 4), t(lane % 4), half(g % 2), own(g / 2 * 4 + t) {}
+  __device__ __forceinline__ explicit Place(int thread)
+      : warp(thread / 32), lane(thread % 32), g(lane / 4), t(lane % 4), half(g % 2), own(g / 2 * 4 + t) {}
   __device__ __forceinline__ int channel() const { return warp * kOwn + own; }  // in the block
 };
 
@@ -30,66 +30,106 @@ struct alignas(16) Slot {
   static __device__ __forceinline__ int sum_at(int step, int which) { return step * 32 + (which ^ 8 * (step & 1)); }
 };
 
-// The tensors by cell whose rows a warp reads, and writes.
-enum Tensor { kDelta, kU, kZ, kCotangent, kGradU, kGradDelta, kGradZ, kTensors };
+// What a block reads and writes by cell; the states that a forward kept, by window.
+enum Tensor { kDelta, kU, kZ, kCotangent, kGradU, kGradDelta, kGradZ, kB, kC, kSumsB, kSumsC, kKept, kTensors };
+
+__device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+// What is read once, and must not drive out of the L1 cache what registers do not hold.
+__device__ __forceinline__ uint4 load_passing(const void* from) {
+  uint4 x;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(__cvta_generic_to_global(from)));
+  return x;
+}
+
+// The thread, asked for anew: what is made of it need not be kept in registers while a window is walked over.
+__device__ __forceinline__ int this_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
 
 struct alignas(16) Window {
   Slot slots[kTiles][kWarps];
   float4 parked[kThreads];  // what a lane needs again where it makes a tile's gradients
   float B[kWindow][kMostFast], C[kWindow][kMostFast];
+  // Of one row of the batch, from the block's channels or group on: an address in global memory, and how far cells are
+  // apart in bytes. In shared memory, since registers that hold them would be spilled.
   struct alignas(16) Rows {
-    uint64_t begin;   // an address in global memory
-    uint32_t stride;  // in bytes
+    uint64_t begin;
+    uint32_t stride;
   } rows[kTensors];
   struct alignas(16) Visited : Cells<kWindow> {
   } cells[2];  // of this window and the next
 
-  // Where a row's tensors begin, from channel `first` on; to be read after a barrier.
-  template <class S>
-  __device__ __forceinline__ void find_rows(const Selective& a, const Options& is, int64_t row, int64_t first) {
-    const auto find = [&](Tensor which, const nvsubq_tensor& t) {
-      if (threadIdx.x != kThreads - 1 - which) return;
-      const Row<S> found(t, row, first);
-      rows[which] = {uint64_t(__cvta_generic_to_global(found.data)), found.stride};
-    };
-    find(kDelta, a.delta), find(kU, a.u), find(kZ, is.gated ? a.z : a.u), find(kCotangent, a.d_y);
-    find(kGradU, a.d_u), find(kGradDelta, a.d_delta), find(kGradZ, is.gated ? a.d_z : a.d_u);
+  template <class X>
+  __device__ __forceinline__ X* at(Tensor which, uint32_t cell, uint32_t offset) const {
+    const Rows r = rows[which];
+    return static_cast<X*>(__cvta_global_to_generic(r.begin + uint64_t(cell) * r.stride + offset * sizeof(X)));
   }
 
-  // Lays B and C out.
-  template <class S, bool WHOLE>
-  __device__ __forceinline__ void lay(const Row<const S>& from_B, const Row<const S>& from_C, int left, int which) {
-    constexpr int kAtOnce = kThreads / 4, kRounds = kWindow / kAtOnce;
-    Pack<S, 4> B_of[kRounds], C_of[kRounds];
-    const int k = threadIdx.x / 4, n = threadIdx.x % 4 * 4;
+  // To be read after a barrier.
+  template <class S>
+  __device__ __forceinline__ void find_rows(const Selective& a, const Options& is, const Partials<float>& partials,
+                                            const Piece& at_piece, int64_t first) {
+    const int64_t row = at_piece.row, group = at_piece.group;
+    const auto put = [&](Tensor which, const void* begin, int64_t stride) {
+      if (threadIdx.x == which) rows[which] = {uint64_t(__cvta_generic_to_global(begin)), uint32_t(stride)};
+    };
+    const auto find = [&](Tensor which, const nvsubq_tensor& t, int64_t offset) {
+      const Row<S> found(t, row, offset);
+      put(which, found.data, found.stride);
+    };
+    const auto sums = [&](Tensor which, const Partials<float>::Cells& of) {
+      put(which, partials.of(of, row, 0, at_piece.chunk, 0), partials.chunks * a.states * int64_t(sizeof(float)));
+    };
+    find(kDelta, a.delta, first), find(kU, a.u, first), find(kZ, is.gated ? a.z : a.u, first);
+    find(kCotangent, a.d_y, first), find(kGradU, a.d_u, first), find(kGradDelta, a.d_delta, first);
+    find(kGradZ, is.gated ? a.d_z : a.d_u, first);
+    find(kB, a.B, group * a.B.stride[2]), find(kC, a.C, group * a.C.stride[2]);
+    sums(kSumsB, partials.B), sums(kSumsC, partials.C);
+    const float* const kept = static_cast<const float*>(a.saved) + row * borders(a.length) * a.width * a.states;
+    put(kKept, kept + first * a.states, a.width * a.states * int64_t(sizeof(float)));
+  }
+
+  // What a thread lays of B and C: four states, from n on, of some steps.
+  template <class S>
+  struct Asked {
+    static constexpr int kAtOnce = kThreads / 4, kRounds = kWindow / kAtOnce;
+    Pack<S, 4> B[kRounds], C[kRounds];
+  };
+  template <bool WHOLE, class S>
+  __device__ __forceinline__ void ask(Asked<S>& to, int states, int which) const {
+    const int thread = this_thread(), n = thread % 4 * 4, left = states - n, some = left > 0 ? n : 0;
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i) {
-      const int32_t cell = some_cell(cells[which].cell[k + i * kAtOnce]);
-      B_of[i] = load_four<WHOLE>(from_B.at(cell), left), C_of[i] = load_four<WHOLE>(from_C.at(cell), left);
+    for (int i = 0; i < to.kRounds; ++i) {
+      const int32_t cell = some_cell(cells[which].cell[thread / 4 + i * to.kAtOnce]);
+      to.B[i] = load_four<WHOLE>(at<const S>(kB, cell, some), left);
+      to.C[i] = load_four<WHOLE>(at<const S>(kC, cell, some), left);
     }
+  }
+  template <class S>
+  __device__ __forceinline__ void lay(const Asked<S>& from, int states) {
+    const int thread = this_thread(), k = thread / 4, n = thread % 4 * 4;
+    const auto put = [&](const Pack<S, 4>& x, float* to) {
+      alignas(16) float four[4];
+      unpack(x, four);
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i) {
-      alignas(16) float b[4], c[4];
-      unpack(B_of[i], b), unpack(C_of[i], c);
+      for (int j = 0; j < 4; ++j) four[j] = n < states ? four[j] : 0.0f;
+      *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(four);
+    };
 #pragma unroll
-      for (int j = 0; j < 4; ++j) b[j] = left > 0 ? b[j] : 0.0f, c[j] = left > 0 ? c[j] : 0.0f;
-      *reinterpret_cast<float4*>(&B[k + i * kAtOnce][n]) = *reinterpret_cast<const float4*>(b);
-      *reinterpret_cast<float4*>(&C[k + i * kAtOnce][n]) = *reinterpret_cast<const float4*>(c);
-    }
+    for (int i = 0; i < from.kRounds; ++i)
+      put(from.B[i], &B[k + i * from.kAtOnce][n]), put(from.C[i], &C[k + i * from.kAtOnce][n]);
+  }
+  // Asks for a cell's rows, long before they are read.
+  template <class S>
+  __device__ __forceinline__ void ask_ahead(int32_t cell) const {
+#pragma unroll
+    for (const Tensor which : {kDelta, kU, kZ, kCotangent, kB, kC}) prefetch(at<S>(which, cell, 0));
   }
 };
-
-__device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
-// Asks for a cell's rows, long before they are read.
-template <class S>
-__device__ __forceinline__ void ask_ahead(const Window& m, const Row<const S>& B, const Row<const S>& C, int32_t cell) {
-  prefetch(B.at(cell)), prefetch(C.at(cell));
-#pragma unroll
-  for (const Tensor which : {kDelta, kU, kZ, kCotangent}) {
-    const Window::Rows rows = m.rows[which];
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(rows.begin + uint64_t(uint32_t(cell)) * rows.stride));
-  }
-}
 
 // What a warp reads or writes at once: STEPS steps of its channels of some tensors, 16 bytes a lane (or twice so many),
 // which lie in a slot as [tensor][step][channel].
@@ -127,7 +167,7 @@ struct Packets {
     for (int r = 0; r < kRounds; ++r) {
       const S* const from = at(cell, r);
       if constexpr (PACKED) {
-        to.of[r] = *reinterpret_cast<const uint4*>(from);
+        to.of[r] = load_passing(from);
       } else {
         Pack<S, kLanes<S>> x;
 #pragma unroll
@@ -140,17 +180,21 @@ struct Packets {
 #pragma unroll
     for (int r = 0; r < kRounds; ++r) *reinterpret_cast<uint4*>(slot + 4 * (lane + 32 * r)) = from.of[r];
   }
+  static __device__ __forceinline__ Asked take(const float* slot, int lane) {
+    Asked x;
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) x.of[r] = *reinterpret_cast<const uint4*>(slot + 4 * (lane + 32 * r));
+    return x;
+  }
   template <bool PACKED>
-  __device__ __forceinline__ void write(float* slot, int lane, const int32_t* cells) const {
-    const int32_t cell = cells[step];
+  __device__ __forceinline__ void write(const Asked& from, int32_t cell) const {
 #pragma unroll
     for (int r = 0; r < kRounds; ++r) {
       if (cell < 0 || !valid[r]) continue;
-      const float* const from = slot + 4 * (lane + 32 * r);
       if constexpr (PACKED) {
-        *reinterpret_cast<uint4*>(at(cell, r)) = *reinterpret_cast<const uint4*>(from);
+        *reinterpret_cast<uint4*>(at(cell, r)) = from.of[r];
       } else {
-        const auto x = *reinterpret_cast<const Pack<S, kLanes<S>>*>(from);
+        const auto x = *reinterpret_cast<const Pack<S, kLanes<S>>*>(&from.of[r]);
 #pragma unroll
         for (int j = 0; j < kLanes<S>; ++j)
           if (j < valid[r]) at(cell, r)[j] = x.lane[j];
