@@ -66,23 +66,17 @@ struct ChannelSums {
 template <class S, bool USUAL>
 struct Tiles {
   Window& m;
-  const Channel<S, USUAL>& channel;
-  int lane, half, own, sums_at;          // half: whether states are 8 .. 15
-  float *slots, *states;                 // of this warp; B from this lane's states on
+  const Maker<S, USUAL>& maker;
   float A[kHeld], q[kHeld], d_A[kHeld];  // q: the cotangent of the states that come next, as it arrives
-  float d_skip = 0, d_bias = 0;
+  float skip, d_skip = 0, d_bias = 0;
   const ChannelSums<kExact<S>> sums;
 
-  __device__ __forceinline__ Tiles(Window& memory, const Channel<S, USUAL>& of, const Place& p)
-      : m(memory), channel(of), lane(p.lane), half(p.half), own(p.own),
-        sums_at(Slot::sum_at(p.g / 4, (p.t < 2 ? 16 : 0) + 4 * (p.t % 2) + p.g % 4)),
-        slots(m.slots[0][p.warp].numbers), states(&m.B[0][kHeld * p.half]), sums(p.g, slots + p.lane) {
-    asm volatile("" : "+r"(lane), "+r"(own));
-  }
+  __device__ __forceinline__ Tiles(Window& memory, const Maker<S, USUAL>& with, const Place& p)
+      : m(memory), maker(with), sums(p.g, &m.slots[0][p.warp].numbers[p.lane]) {}
 
+  // Between tiles, in slots and in B; between B and C; between a lane's two times four states in a slot; of d in one.
   static constexpr int kSlot = sizeof(Slot) / sizeof(float) * kWarps, kStates = kTile * kMostFast;
-  static constexpr int kToC = kWindow * kMostFast, kUpper = 128;  // between B and C; between a lane's two times four states
-  static constexpr int kLaid = kOwn * kTile, kPair = 2 * kTile;
+  static constexpr int kToC = kWindow * kMostFast, kUpper = 128, kLaid = kOwn * kTile, kPair = 2 * kTile;
 
   static __device__ __forceinline__ void put(float* to, const float (&x)[4]) {
     *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
@@ -98,9 +92,9 @@ struct Tiles {
     const float2 x = *reinterpret_cast<const float2*>(from);
     to[0] = x.x, to[1] = x.y;
   }
-  __device__ __forceinline__ void put_entering(float* slot, const float (&h)[kHeld]) const {
-    *reinterpret_cast<float4*>(slot + 4 * lane) = make_float4(h[0], h[1], h[2], h[3]);
-    *reinterpret_cast<float4*>(slot + 4 * lane + kUpper) = make_float4(h[4], h[5], h[6], h[7]);
+  static __device__ __forceinline__ void put_entering(float* to, const float (&h)[kHeld]) {
+    *reinterpret_cast<float4*>(to) = make_float4(h[0], h[1], h[2], h[3]);
+    *reinterpret_cast<float4*>(to + kUpper) = make_float4(h[4], h[5], h[6], h[7]);
   }
   template <bool STARTS>
   static __device__ __forceinline__ float decay(float d, float rate, uint32_t starts, int j) {
@@ -126,37 +120,41 @@ struct Tiles {
       }
   }
 
-  // The states that enter each tile, from those that enter the window. Two tiles' inputs are made at once: each of a
-  // channel's two lanes makes those of one.
+  // The states that enter each tile, from those that enter the window. Two tiles' inputs are made at once.
   template <bool STARTS, bool PACKED>
   __device__ __forceinline__ void ahead(float (&h)[kHeld], int which, int tiles, const Packets<S, kPair>& packets,
                                         typename Packets<S, kPair>::Asked asked) const {
-    float* slot = slots;
-    put_entering(slot, h);
+    const Place p(this_thread());
+    const Reader<S, kPair> reader(p);
+    float* slot = m.slots[0][p.warp].numbers;
+    const float* B = &m.B[0][kHeld * p.half];
     const int32_t* cells = m.cells[which].cell;
-    const float* B = states;
+    const int put_at = (p.two * kOwn + p.made) * kTile, read_at = p.own * kTile;
+    put_entering(slot + 4 * p.lane, h);
 #pragma unroll 1
     for (int e = 0; e < tiles - 1; e += 2) {
       slot += kSlot;
-      packets.put(slot, lane, asked);
+      packets.put(slot, p.lane, asked);
       __syncwarp();
-      float d[4], w[4];
-      channel.lay(reinterpret_cast<const S*>(slot) + half * kTile * kOwn + own, kPair * kOwn, cells + half * kTile, d, w);
+      TwoSteps<S> x[4];
+      reader.read(slot, x);
+      const int32_t* const these = cells + p.two * kTile;
       if (e + 3 < tiles) cells += kPair;
       packets.template ask<PACKED>(asked, cells);
+      float d[4], w[4], more_d[4], more_w[4];
+      maker.make(x, these, d, w);
       __syncwarp();
-      put(slot + (half * kOwn + own) * kTile, d), put(slot + (half * kOwn + own) * kTile + 2 * kLaid, w);
+      put(slot + put_at, d), put(slot + put_at + 2 * kLaid, w);
       __syncwarp();
-      float more_d[4], more_w[4];
-      read(slot + own * kTile, d), read(slot + own * kTile + 2 * kLaid, w);
-      read(slot + own * kTile + kLaid, more_d), read(slot + own * kTile + 3 * kLaid, more_w);
+      read(slot + read_at, d), read(slot + read_at + 2 * kLaid, w);
+      read(slot + read_at + kLaid, more_d), read(slot + read_at + 3 * kLaid, more_w);
       __syncwarp();
       step_on<STARTS>(h, B, d, w, starts_of<STARTS>(which, kTile * e));
-      put_entering(slot, h);
+      put_entering(slot + 4 * p.lane, h);
       slot += kSlot, B += 2 * kStates;
       if (e + 2 == tiles) break;
       step_on<STARTS>(h, B - kStates, more_d, more_w, starts_of<STARTS>(which, kTile * (e + 1)));
-      if (e + 2 < tiles) put_entering(slot, h);
+      if (e + 2 < tiles) put_entering(slot + 4 * p.lane, h);
     }
   }
 
@@ -222,37 +220,39 @@ struct Tiles {
   template <bool STARTS, bool PACKED>
   __device__ __forceinline__ void back(int which, int tiles, const Packets<S, kTile>& packets,
                                        const Packets<S, kTile>& gradients, typename Packets<S, kTile>::Asked asked) {
-    float* slot = slots + kSlot * (tiles - 1);
-    const float* B = states + kStates * (tiles - 1);
+    const Place p(this_thread());
+    const Reader<S, kTile> reader(p);
+    float* slot = m.slots[tiles - 1][p.warp].numbers;
+    const float* B = &m.B[kTile * (tiles - 1)][kHeld * p.half];
     const int32_t* cells = m.cells[which].cell + kTile * (tiles - 1);
-    float* const parked = &m.parked[threadIdx.x].x;
-    const int own_steps = own * kTile + 2 * half, own_raw = 2 * half * kOwn + own;
+    float* const parked = &m.parked[p.warp * 32].x;
+    int lane = p.lane, half = p.half, made = 2 * p.made + p.two, own = 2 * p.own + p.half;  // places of two steps
+    int sums_at = Slot::sum_at(p.g / 4, (p.t < 2 ? 16 : 0) + 4 * (p.t % 2) + p.g % 4);
+    asm volatile("" : "+r"(lane), "+r"(own), "+r"(made), "+r"(half), "+r"(sums_at));
     Tile tile;
+    TwoSteps<S> x[4];
     const auto take = [&](float* from) {
       read(from + 4 * lane, tile.before[0]), read(from + 4 * lane + kUpper, tile.before[1]);
       __syncwarp();
       packets.put(from, lane, asked);
     };
-    const auto put_inputs = [&](float* to, const typename Channel<S, USUAL>::Laid& x) {
-      put(to + own_steps, x.d), put(to + own_steps + kLaid, x.w), put(to + own_steps + 2 * kLaid, x.out);
-      put(to + 3 * kLaid + 2 * lane, x.u);
-      *reinterpret_cast<float4*>(parked) = make_float4(x.slope[0], x.slope[1], x.by_z[0], x.by_z[1]);
+    const auto put_inputs = [&](float* to, const typename Maker<S, USUAL>::Made& of) {
+      put(to + 2 * made, of.d), put(to + 2 * made + kLaid, of.w), put(to + 2 * made + 2 * kLaid, of.out);
+      put(to + 2 * made + 3 * kLaid, of.u);
+      *reinterpret_cast<float4*>(parked + 4 * made) = make_float4(of.slope[0], of.slope[1], of.by_z[0], of.by_z[1]);
     };
     const auto read_inputs = [&](const float* from) {
-      const float* const of_channel = from + own * kTile;
+      const float* const of_channel = from + p.own * kTile;
       read(of_channel, tile.d), read(of_channel + kLaid, tile.w), read(of_channel + 2 * kLaid, tile.out);
-    };
-    const auto read_raw = [&](const float* from, const int32_t* its_cells) {
-      return channel.read(reinterpret_cast<const S*>(from) + own_raw, its_cells + 2 * half);
     };
     take(slot);
     __syncwarp();
     {
-      const auto raw = read_raw(slot, cells);
+      reader.read(slot, x);
       packets.template ask<PACKED>(asked, tiles > 1 ? cells - kTile : cells);
-      const auto laid = channel.lay(raw);
+      const auto inputs = maker.make(x, cells + 2 * p.two);
       __syncwarp();
-      put_inputs(slot, laid);
+      put_inputs(slot, inputs);
     }
     __syncwarp();
     read_inputs(slot);
@@ -266,45 +266,45 @@ struct Tiles {
         for (int i = 0; i < 2; ++i) to[i] = __shfl_xor_sync(~0u, half ? from[i] : from[2 + i], 4);
       };
       send(of.y, y), send(of.by_w, by_w), send(of.by_d, by_d);
-      read(slot + own_steps, d), read(slot + own_steps + 2 * kLaid, out), read(slot + 3 * kLaid + 2 * lane, u);
-      read(parked, also);
+      read(slot + 2 * own, d), read(slot + 2 * own + 2 * kLaid, out), read(slot + 2 * own + 3 * kLaid, u);
+      read(parked + 4 * own, also);
       if (e)
         take(slot - kSlot);
       else
         __syncwarp();
-      S* const to = reinterpret_cast<S*>(slot) + own_raw;
+      S* const to = reinterpret_cast<S*>(slot) + 2 * half * kOwn + p.own;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         y[i] += half ? of.y[2 + i] : of.y[i], by_w[i] += half ? of.by_w[2 + i] : of.by_w[i];
         by_d[i] += half ? of.by_d[2 + i] : of.by_d[i];
         const float dd = fmaf(by_d[i], kLn2, u[i] * by_w[i]) * also[i];
         d_skip = fmaf(out[i], u[i], d_skip), d_bias += dd;
-        to[i * kOwn] = narrow<S>(fmaf(d[i], by_w[i], channel.skip * out[i]));
+        to[i * kOwn] = narrow<S>(fmaf(d[i], by_w[i], skip * out[i]));
         to[(kTile + i) * kOwn] = narrow<S>(dd);
-        to[(2 * kTile + i) * kOwn] = narrow<S>(also[2 + i] * fmaf(channel.skip, u[i], y[i]));
+        to[(2 * kTile + i) * kOwn] = narrow<S>(also[2 + i] * fmaf(skip, u[i], y[i]));
       }
       __syncwarp();
-      const auto made = gradients.take(slot, lane);
-      const int32_t made_for = cells[gradients.step];
+      const auto leaving = gradients.take(slot, lane);
+      const int32_t leaving_to = cells[gradients.step];
       float *const sum_to = slot + sums_at, *const upper_to = slot + (sums_at ^ 8);
       const auto put_sums = [&] {
         sum_to[0] = of.channels[0], sum_to[64] = of.channels[1];
         upper_to[0] = of.channels[2], upper_to[64] = of.channels[3];
       };
       if (e == 0) {
-        gradients.template write<PACKED>(made, made_for);
+        gradients.template write<PACKED>(leaving, leaving_to);
         __syncwarp();
         put_sums();
         return;
       }
       slot -= kSlot, B -= kStates, cells -= kTile;
-      const auto raw = read_raw(slot, cells);
+      reader.read(slot, x);
       packets.template ask<PACKED>(asked, e > 1 ? cells - kTile : cells);
-      gradients.template write<PACKED>(made, made_for);
-      const auto laid = channel.lay(raw);
+      gradients.template write<PACKED>(leaving, leaving_to);
+      const auto inputs = maker.make(x, cells + 2 * p.two);
       __syncwarp();
       put_sums();
-      put_inputs(slot, laid);
+      put_inputs(slot, inputs);
       __syncwarp();
       read_inputs(slot);
     }

@@ -1,5 +1,5 @@
-// `selective_scan`, backward, fast: what belongs to a channel's steps, made of its inputs and into its gradients. Of each
-// tile a lane makes two steps; the other two are the lane's that has the channel's other states.
+// `selective_scan`, backward, fast: what the walk takes, made of the tensors by channel. Of a tile a lane makes two steps
+// of one channel: those that the tensor cores' matrices, turned on reading, leave it.
 #ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_BACKWARD_INPUTS_CUH
 #define NVSUBQ_CUDA_SELECTIVE_SCAN_BACKWARD_INPUTS_CUH
 
@@ -7,63 +7,96 @@
 
 namespace nvsubq::selective {
 
-// A lane's channel. USUAL: with softplus and a gate, else as the options say.
-template <class S, bool USUAL>
-struct Channel {
-  const Options& is;
-  float bias, skip;
-  bool there;
+// Two steps of a channel, as they are read.
+template <class S>
+struct TwoSteps {
+  uint32_t bits;
 
-  __device__ __forceinline__ Channel(const Selective& a, const Options& options, int64_t first, int channel, int count)
-      : is(options), bias(of_channel(a.delta_bias, first, channel, count)), skip(of_channel(a.D, first, channel, count)),
-        there(channel < count) {}
+  __device__ __forceinline__ float at(int i) const {
+    if constexpr (std::is_same_v<S, bf16>)
+      return __uint_as_float(i ? bits & 0xffff0000u : bits << 16);
+    else
+      return __half2float(__ushort_as_half(uint16_t(i ? bits >> 16 : bits)));
+  }
+};
+template <>
+struct TwoSteps<float> {
+  float of[2];
+
+  __device__ __forceinline__ float at(int i) const { return of[i]; }
+};
+
+// What a lane reads of STEPS steps of some tensors, [tensor][step][channel], STEPS / 2 of them for each: four times two
+// steps in all.
+template <class S, int STEPS>
+struct Reader {
+  static constexpr bool kTurns = sizeof(S) == 2;
+  static constexpr int kTwos = STEPS / kTile;  // of a tensor
+  int at;                                      // of 16 bits: of the row whose address this lane has
+
+  __device__ __forceinline__ explicit Reader(const Place& p) {
+    const int row = p.lane % 8, which = p.lane / 8;
+    const int step = row / 2 % 2 * (STEPS / 2) + which % kTwos * 2 + row % 2;
+    at = kTurns ? (which / kTwos * STEPS + step) * kOwn + row / 4 * 8 : p.two * (STEPS / 2) * kOwn + p.made;
+  }
+  __device__ __forceinline__ void read(const float* slot, TwoSteps<S> (&x)[4]) const {
+    const S* const from = reinterpret_cast<const S*>(slot) + at;
+    if constexpr (kTurns) {
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(x[0].bits), "=r"(x[1].bits), "=r"(x[2].bits), "=r"(x[3].bits)
+                   : "r"(uint32_t(__cvta_generic_to_shared(from)))
+                   : "memory");
+    } else {
+#pragma unroll
+      for (int which = 0; which < 4; ++which)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          x[which].of[i] = from[(which / kTwos * STEPS + which % kTwos * 2 + i) * kOwn];
+    }
+  }
+};
+
+// Makes them, of the lane's channel. USUAL: with softplus and a gate, else as the options say.
+template <class S, bool USUAL>
+struct Maker {
+  const Options& is;
+  float bias;
+  bool there;
 
   __device__ __forceinline__ bool soft() const { return USUAL || is.soft; }
   __device__ __forceinline__ bool gated() const { return USUAL || is.gated; }
 
-  // delta and delta u of four steps; raw: delta of the first, and u `to_u` further on.
-  __device__ __forceinline__ void lay(const S* raw, int to_u, const int32_t* cells, float (&d)[4], float (&w)[4]) const {
+  // delta and delta u of four steps. x: delta, delta, u, u.
+  __device__ __forceinline__ void make(const TwoSteps<S> (&x)[4], const int32_t* cells, float (&d)[4],
+                                       float (&w)[4]) const {
     const int4 cell = *reinterpret_cast<const int4*>(cells);
     const int32_t cell_of[4] = {cell.x, cell.y, cell.z, cell.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float delta = widen<float>(raw[i * kOwn]) + bias, soft_of = fast_softplus(delta);
-      d[i] = cell_of[i] >= 0 ? (soft() ? soft_of : delta) : 0.0f, w[i] = d[i] * widen<float>(raw[to_u + i * kOwn]);
+      const float delta = x[i / 2].at(i % 2) + bias, soft_of = fast_softplus(delta);
+      d[i] = cell_of[i] >= 0 ? (soft() ? soft_of : delta) : 0.0f, w[i] = d[i] * x[2 + i / 2].at(i % 2);
     }
   }
 
-  // Of two steps, as they are read.
-  struct Raw {
-    S of[4][2];
-    int2 cell;
-  };
-  static __device__ __forceinline__ Raw read(const S* raw, const int32_t* cells) {
-    Raw x;
-    x.cell = *reinterpret_cast<const int2*>(cells);
-#pragma unroll
-    for (int which = 0; which < 4; ++which)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) x.of[which][i] = raw[(which * kTile + i) * kOwn];
-    return x;
-  }
-  struct Laid {
+  // Of two steps. x: of each tensor.
+  struct Made {
     float d[2], w[2], out[2], u[2], slope[2], by_z[2];  // out: the cotangent of y; by_z: of z, for y
   };
-  __device__ __forceinline__ Laid lay(const Raw& raw) const {
-    Laid x;
+  __device__ __forceinline__ Made make(const TwoSteps<S> (&x)[4], const int32_t* cells) const {
+    Made to;
+    const int2 cell = *reinterpret_cast<const int2*>(cells);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool here = (i ? raw.cell.y : raw.cell.x) >= 0;
-      const auto of = [&](Tensor which) { return widen<float>(raw.of[which][i]); };
-      const float delta = of(kDelta) + bias, e = exp2_always(-fabsf(delta) * kLog2e), over = reciprocal(1.0f + e);
+      const bool here = (i ? cell.y : cell.x) >= 0;
+      const float delta = x[kDelta].at(i) + bias, e = exp2_always(-fabsf(delta) * kLog2e), over = reciprocal(1.0f + e);
       const float soft_of = fmaxf(delta, 0.0f) + log1p_of(e), slope = soft() ? (delta < 0.0f ? e * over : over) : 1.0f;
-      x.u[i] = of(kU), x.d[i] = here ? (soft() ? soft_of : delta) : 0.0f, x.w[i] = x.d[i] * x.u[i];
-      x.slope[i] = here ? slope : 0.0f;
-      const float given = of(kCotangent), cotangent = here && there ? given : 0.0f, z = of(kZ);
+      to.u[i] = x[kU].at(i), to.d[i] = here ? (soft() ? soft_of : delta) : 0.0f, to.w[i] = to.d[i] * to.u[i];
+      to.slope[i] = here ? slope : 0.0f;
+      const float cotangent = here && there ? x[kCotangent].at(i) : 0.0f, z = x[kZ].at(i);
       const float gate = fast_sigmoid(z), part = cotangent * gate;
-      x.out[i] = gated() ? part * z : cotangent, x.by_z[i] = part * fmaf(z, 1.0f - gate, 1.0f);
+      to.out[i] = gated() ? part * z : cotangent, to.by_z[i] = part * fmaf(z, 1.0f - gate, 1.0f);
     }
-    return x;
+    return to;
   }
 };
 

@@ -63,10 +63,12 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int there = int(chunk_end - first < kBlock ? chunk_end - first : kBlock);
     const Place p(threadIdx.x);
     m.template find_rows<S>(a, is, partials, at_piece, first);
-    const Channel<S, USUAL> channel(a, is, first, p.channel(), there);
-    Tiles<S, USUAL> computing(m, channel, p);
+    const int made = p.warp * kOwn + p.made;
+    const Maker<S, USUAL> maker{is, of_channel(a.delta_bias, first, made, there), made < there};
+    Tiles<S, USUAL> computing(m, maker, p);
+    computing.skip = of_channel(a.D, first, p.channel(), there);
     const int64_t at_channel = first + p.channel();
-    const int first_state = kHeld * p.half, states_there = channel.there ? int(states) - first_state : 0;
+    const int first_state = kHeld * p.half, states_there = p.channel() < there ? int(states) - first_state : 0;
     const auto given = [&](const nvsubq_tensor& t, int i) {
       return read_any<float>(t, at(t, row, at_channel, first_state + i));
     };
@@ -95,6 +97,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     for (int window = last; window >= first_window; --window) {
       const int which = window & 1, tiles = tiles_in(window);
       const Place here(this_thread());
+      const int states_here = here.channel() < there ? int(states) - kHeld * here.half : 0;
       // What global memory has is asked for long before it is needed.
       Window::Asked<S> states_of;
       typename Packets<S, 2 * kTile>::Asked first_pair;
@@ -110,19 +113,19 @@ __global__ void __launch_bounds__(kThreads, 3)
             m.at<float>(kKept, window - 1, here.channel() * uint32_t(states) + kHeld * here.half);
 #pragma unroll
         for (int i = 0; i < kHeld; i += 4) {
-          if (USUAL && i < states_there) {
+          if (USUAL && i < states_here) {
             const uint4 x = load_passing(kept + i);
             entering[i] = __uint_as_float(x.x), entering[i + 1] = __uint_as_float(x.y);
             entering[i + 2] = __uint_as_float(x.z), entering[i + 3] = __uint_as_float(x.w);
           }
 #pragma unroll
           for (int j = i; !USUAL && j < i + 4; ++j)
-            if (j < states_there) entering[j] = kept[j];
+            if (j < states_here) entering[j] = kept[j];
         }
       } else if (has(a.initial_state)) {
 #pragma unroll
         for (int i = 0; i < kHeld; ++i)
-          if (i < states_there) entering[i] = given(a.initial_state, i);
+          if (i < states_here) entering[i] = read_any<float>(a.initial_state, at(a.initial_state, row, first + here.channel(), kHeld * here.half + i));
       }
       m.lay(states_of, int(states));
       __syncthreads();
@@ -139,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         if (window > 1)
           prefetch(m.at<float>(kKept, window - 2, here.channel() * uint32_t(states) + kHeld * here.half));
         computing.template back<starts, USUAL>(which, tiles, {m, kDelta, 4, here, there},
-                                               {m, kGradU, channel.gated() ? 3 : 2, here, there}, last_tile);
+                                               {m, kGradU, maker.gated() ? 3 : 2, here, there}, last_tile);
       };
       if (!USUAL || m.cells[which].any_starts())
         walk_window(std::true_type());
@@ -157,11 +160,11 @@ __global__ void __launch_bounds__(kThreads, 3)
     }
     const float d_skip = computing.d_skip + __shfl_xor_sync(~0u, computing.d_skip, 4);
     const float d_bias = computing.d_bias + __shfl_xor_sync(~0u, computing.d_bias, 4);
-    if (channel.there && p.half == 0) {
+    if (p.channel() < there && p.half == 0) {
       if (partials.D) partials.D[at_piece.number * partials.width + at_channel] = d_skip;
       if (partials.bias) partials.bias[at_piece.number * partials.width + at_channel] = d_bias;
     }
-    if (channel.there) {
+    if (p.channel() < there) {
       for (int64_t k = (steps.count > at_piece.begin ? steps.count : at_piece.begin) + p.half; k < at_piece.end; k += 2) {
         const auto clear = [&](Tensor of) {
           *m.at<S>(of, uint32_t(steps.cell(k)), p.channel()) = narrow<S>(0.0f);

@@ -12,12 +12,21 @@ constexpr int kTile = 4, kTiles = kWindow / kTile;  // steps whose states a lane
 constexpr int kOwn = 16, kBlock = kOwn * kWarps;    // channels of a warp, and of a block
 constexpr int kHeld = 8;                            // states of a lane
 
-// A lane's place in a block.
+// The thread, asked for anew: what is made of it need not be kept in registers while a window is walked over.
+__device__ __forceinline__ int this_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
+// A lane's place in a block. It walks with channel `own` of the warp, and makes the inputs of channel `made`, of every
+// other two steps.
 struct Place {
-  int warp, lane, g, t, half, own;  // own: the channel in the warp
+  int warp, lane, g, t, own, half, made, two;
 
   __device__ __forceinline__ explicit Place(int thread)
-      : warp(thread / 32), lane(thread % 32), g(lane / 4), t(lane % 4), half(g % 2), own(g / 2 * 4 + t) {}
+      : warp(thread / 32), lane(thread % 32), g(lane / 4), t(lane % 4), own(g / 2 * 4 + t), half(g % 2),
+        made(g + t / 2 * 8), two(t % 2) {}
   __device__ __forceinline__ int channel() const { return warp * kOwn + own; }  // in the block
 };
 
@@ -41,13 +50,6 @@ __device__ __forceinline__ uint4 load_passing(const void* from) {
                : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
                : "l"(__cvta_generic_to_global(from)));
   return x;
-}
-
-// The thread, asked for anew: what is made of it need not be kept in registers while a window is walked over.
-__device__ __forceinline__ int this_thread() {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
 }
 
 struct alignas(16) Window {
