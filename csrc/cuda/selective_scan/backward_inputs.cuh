@@ -3,7 +3,7 @@
 #ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_BACKWARD_INPUTS_CUH
 #define NVSUBQ_CUDA_SELECTIVE_SCAN_BACKWARD_INPUTS_CUH
 
-#include "window.cuh"
+#include "packets.cuh"
 
 namespace nvsubq::selective {
 

@@ -43,34 +43,31 @@ __global__ void __launch_bounds__(kThreads, 3)
                             const __grid_constant__ Pieces pieces, const __grid_constant__ Options is) {
   extern __shared__ __align__(16) char memory[];
   auto& m = *reinterpret_cast<Window*>(memory);
-  const Piece at_piece(a, chunks, pieces, blockIdx.x);
-  const int64_t row = at_piece.row, states = a.states;
-  const Steps steps = walk.steps(row, at_piece.group * a.blocks / chunks.groups);
-  const int64_t chunk_begin = at_piece.group * chunks.run + at_piece.chunk % chunks.per_group * chunks.width;
-  const int64_t group_end = (at_piece.group + 1) * chunks.run;
-  const int64_t chunk_end = chunk_begin + chunks.width < group_end ? chunk_begin + chunks.width : group_end;
-  const int64_t end = steps.count < at_piece.end ? steps.count : at_piece.end;
-  const int first_window = int(at_piece.begin / kWindow);
-  const int last = end > at_piece.begin ? int((end - 1) / kWindow) : first_window - 1;
-  const auto steps_in = [&](int window) {
-    const int64_t left = end - int64_t(window) * kWindow;
-    return int(left < kWindow ? left : kWindow);
-  };
+  const Piece at_piece(a, chunks, pieces);
+  const int states = int(a.states);
+  const Steps steps = walk.steps(at_piece.row, at_piece.group * a.blocks / chunks.groups);
+  const int chunk_begin = int(at_piece.group * chunks.run + at_piece.chunk % chunks.per_group * chunks.width);
+  const int group_end = int((at_piece.group + 1) * chunks.run);
+  const int chunk_end = min(chunk_begin + int(chunks.width), group_end);
+  const int end = int(steps.count < at_piece.end ? steps.count : at_piece.end);
+  const int first_window = at_piece.begin / kWindow;
+  const int last = end > at_piece.begin ? (end - 1) / kWindow : first_window - 1;
+  const auto steps_in = [&](int window) { return min(end - window * kWindow, kWindow); };
   const auto tiles_in = [&](int window) { return (steps_in(window) + kTile - 1) / kTile; };
 
-  for (int64_t first = chunk_begin; first < chunk_end; first += kBlock) {
+  for (int first = chunk_begin; first < chunk_end; first += kBlock) {
     const bool adds = first != chunk_begin;
-    const int there = int(chunk_end - first < kBlock ? chunk_end - first : kBlock);
+    const int there = min(chunk_end - first, kBlock);
     const Place p(threadIdx.x);
     m.template find_rows<S>(a, is, partials, at_piece, first);
     const int made = p.warp * kOwn + p.made;
     const Maker<S, USUAL> maker{is, of_channel(a.delta_bias, first, made, there), made < there};
     Tiles<S, USUAL> computing(m, maker, p);
     computing.skip = of_channel(a.D, first, p.channel(), there);
-    const int64_t at_channel = first + p.channel();
-    const int first_state = kHeld * p.half, states_there = p.channel() < there ? int(states) - first_state : 0;
+    const int at_channel = first + p.channel();
+    const int first_state = kHeld * p.half, states_there = p.channel() < there ? states - first_state : 0;
     const auto given = [&](const nvsubq_tensor& t, int i) {
-      return read_any<float>(t, at(t, row, at_channel, first_state + i));
+      return read_any<float>(t, at(t, at_piece.row, at_channel, first_state + i));
     };
     const auto partial = [&](int i) {
       return partials.of(partials.A, at_piece.number, at_channel, first_state + i);
@@ -97,12 +94,12 @@ __global__ void __launch_bounds__(kThreads, 3)
     for (int window = last; window >= first_window; --window) {
       const int which = window & 1, tiles = tiles_in(window);
       const Place here(this_thread());
-      const int states_here = here.channel() < there ? int(states) - kHeld * here.half : 0;
+      const int states_here = here.channel() < there ? states - kHeld * here.half : 0;
       // What global memory has is asked for long before it is needed.
       Window::Asked<S> states_of;
       typename Packets<S, 2 * kTile>::Asked first_pair;
       typename Packets<S, kTile>::Asked last_tile;
-      m.template ask<USUAL>(states_of, int(states), which);
+      m.template ask<USUAL>(states_of, states, which);
       const Packets<S, 2 * kTile> pairs(m, kDelta, 2, here, there);
       pairs.template ask<USUAL>(first_pair, m.cells[which].cell);
       Packets<S, kTile>(m, kDelta, 4, here, there)
@@ -125,9 +122,9 @@ __global__ void __launch_bounds__(kThreads, 3)
       } else if (has(a.initial_state)) {
 #pragma unroll
         for (int i = 0; i < kHeld; ++i)
-          if (i < states_here) entering[i] = read_any<float>(a.initial_state, at(a.initial_state, row, first + here.channel(), kHeld * here.half + i));
+          if (i < states_here) entering[i] = read_any<float>(a.initial_state, at(a.initial_state, at_piece.row, first + here.channel(), kHeld * here.half + i));
       }
-      m.lay(states_of, int(states));
+      m.lay(states_of, states);
       __syncthreads();
       const auto walk_window = [&](auto starts_of) {
         constexpr bool starts = decltype(starts_of)::value;
@@ -148,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         walk_window(std::true_type());
       else
         walk_window(std::false_type());
-      add_warps<USUAL, kExact<S>>(m, which, steps_in(window), int(states), adds);
+      add_warps<USUAL, kExact<S>>(m, which, steps_in(window), states, adds);
     }
 
 #pragma unroll
@@ -156,13 +153,13 @@ __global__ void __launch_bounds__(kThreads, 3)
       if (i >= states_there) continue;
       *partial(i) = computing.d_A[i];
       if (has(a.d_initial_state) && at_piece.piece == 0)
-        write_any<float>(a.d_initial_state, at(a.d_initial_state, row, at_channel, first_state + i), computing.q[i]);
+        write_any<float>(a.d_initial_state, at(a.d_initial_state, at_piece.row, at_channel, first_state + i), computing.q[i]);
     }
     const float d_skip = computing.d_skip + __shfl_xor_sync(~0u, computing.d_skip, 4);
     const float d_bias = computing.d_bias + __shfl_xor_sync(~0u, computing.d_bias, 4);
     if (p.channel() < there && p.half == 0) {
-      if (partials.D) partials.D[at_piece.number * partials.width + at_channel] = d_skip;
-      if (partials.bias) partials.bias[at_piece.number * partials.width + at_channel] = d_bias;
+      if (partials.D) partials.D[at_piece.number * a.width + at_channel] = d_skip;
+      if (partials.bias) partials.bias[at_piece.number * a.width + at_channel] = d_bias;
     }
     if (p.channel() < there) {
       for (int64_t k = (steps.count > at_piece.begin ? steps.count : at_piece.begin) + p.half; k < at_piece.end; k += 2) {
@@ -177,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (int64_t k = steps.count > at_piece.begin ? steps.count : at_piece.begin; k < at_piece.end; ++k) {
     const int n = threadIdx.x % 32;
     if (threadIdx.x < 32 && n % 16 < states)
-      *partials.of(n < 16 ? partials.B : partials.C, row, steps.cell(k), at_piece.chunk, n % 16) = 0;
+      *partials.of(n < 16 ? partials.B : partials.C, at_piece.row, steps.cell(k), at_piece.chunk, n % 16) = 0;
   }
 }
 

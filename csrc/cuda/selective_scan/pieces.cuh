@@ -29,18 +29,6 @@ struct Pieces {
   Pieces(int64_t steps, int64_t how_many) : each(steps), count(how_many) {}
 };
 
-// Where a block works: channels of one chunk and group, steps begin .. end of one piece of a row's walk.
-struct Piece {
-  int64_t row, piece, number, chunk, group, begin, end;  // number: of the piece, over all rows
-
-  __device__ __forceinline__ Piece(const Selective& a, const Chunks& chunks, const Pieces& pieces, int64_t index) {
-    chunk = index % chunks.count, number = index / chunks.count;
-    row = number / pieces.count, piece = number % pieces.count;
-    group = chunk / chunks.per_group;
-    begin = piece * pieces.each, end = begin + pieces.each < a.length ? begin + pieces.each : a.length;
-  }
-};
-
 inline Options options_of(const Selective& a) {
   Options is;
   is.soft = a.flags & NVSUBQ_SOFTPLUS, is.gated = present(a.z);

@@ -12,6 +12,18 @@ constexpr int kTile = 4, kTiles = kWindow / kTile;  // steps whose states a lane
 constexpr int kOwn = 16, kBlock = kOwn * kWarps;    // channels of a warp, and of a block
 constexpr int kHeld = 8;                            // states of a lane
 
+// Where a block works: one chunk of a group's channels, steps begin .. end of one piece of a row's walk.
+struct Piece {
+  int row, piece, number, chunk, group, begin, end;  // number: of the piece, over all rows
+
+  __device__ __forceinline__ Piece(const Selective& a, const Chunks& chunks, const Pieces& pieces)
+      : number(int(blockIdx.x / chunks.count)), chunk(int(blockIdx.x % chunks.count)) {
+    row = int(number / pieces.count), piece = int(number % pieces.count), group = int(chunk / chunks.per_group);
+    const int64_t first = piece * pieces.each, last = first + pieces.each;
+    begin = int(first), end = int(last < a.length ? last : a.length);
+  }
+};
+
 // The thread, asked for anew: what is made of it need not be kept in registers while a window is walked over.
 __device__ __forceinline__ int this_thread() {
   int thread;
@@ -130,78 +142,6 @@ struct alignas(16) Window {
   __device__ __forceinline__ void ask_ahead(int32_t cell) const {
 #pragma unroll
     for (const Tensor which : {kDelta, kU, kZ, kCotangent, kB, kC}) prefetch(at<S>(which, cell, 0));
-  }
-};
-
-// What a warp reads or writes at once: STEPS steps of its channels of some tensors, 16 bytes a lane (or twice so many),
-// which lie in a slot as [tensor][step][channel].
-template <class S, int STEPS>
-struct Packets {
-  static constexpr int kOfStep = kOwn / kLanes<S>, kRounds = sizeof(S) / 2;
-  uint64_t begin[kRounds];
-  uint32_t stride[kRounds];
-  int step, valid[kRounds];  // channels that are there
-
-  __device__ __forceinline__ Packets(const Window& m, Tensor first, int tensors, const Place& p, int there)
-      : step(p.lane / kOfStep % STEPS) {
-    const int channel = p.warp * kOwn + p.lane % kOfStep * kLanes<S>;
-    const int left = there < channel ? 0 : there - channel < kLanes<S> ? there - channel : kLanes<S>;
-#pragma unroll
-    for (int r = 0; r < kRounds; ++r) {
-      const int tensor = (p.lane + 32 * r) / (kOfStep * STEPS);
-      const Window::Rows rows = m.rows[first + (tensor < tensors ? tensor : 0)];
-      valid[r] = tensor < tensors ? left : 0, stride[r] = rows.stride;
-      begin[r] = rows.begin + (left ? channel * sizeof(S) : 0);
-    }
-  }
-  __device__ __forceinline__ S* at(int32_t cell, int r) const {
-    return static_cast<S*>(__cvta_global_to_generic(begin[r] + uint64_t(uint32_t(cell)) * stride[r]));
-  }
-
-  struct Asked {
-    uint4 of[kRounds];
-  };
-  // PACKED: 16 bytes lie on multiples of their size, and all of them are there, or none.
-  template <bool PACKED>
-  __device__ __forceinline__ void ask(Asked& to, const int32_t* cells) const {
-    const int32_t cell = some_cell(cells[step]);
-#pragma unroll
-    for (int r = 0; r < kRounds; ++r) {
-      const S* const from = at(cell, r);
-      if constexpr (PACKED) {
-        to.of[r] = load_passing(from);
-      } else {
-        Pack<S, kLanes<S>> x;
-#pragma unroll
-        for (int j = 0; j < kLanes<S>; ++j) x.lane[j] = j < valid[r] ? from[j] : narrow<S>(0.0f);
-        to.of[r] = *reinterpret_cast<const uint4*>(&x);
-      }
-    }
-  }
-  static __device__ __forceinline__ void put(float* slot, int lane, const Asked& from) {
-#pragma unroll
-    for (int r = 0; r < kRounds; ++r) *reinterpret_cast<uint4*>(slot + 4 * (lane + 32 * r)) = from.of[r];
-  }
-  static __device__ __forceinline__ Asked take(const float* slot, int lane) {
-    Asked x;
-#pragma unroll
-    for (int r = 0; r < kRounds; ++r) x.of[r] = *reinterpret_cast<const uint4*>(slot + 4 * (lane + 32 * r));
-    return x;
-  }
-  template <bool PACKED>
-  __device__ __forceinline__ void write(const Asked& from, int32_t cell) const {
-#pragma unroll
-    for (int r = 0; r < kRounds; ++r) {
-      if (cell < 0 || !valid[r]) continue;
-      if constexpr (PACKED) {
-        *reinterpret_cast<uint4*>(at(cell, r)) = from.of[r];
-      } else {
-        const auto x = *reinterpret_cast<const Pack<S, kLanes<S>>*>(&from.of[r]);
-#pragma unroll
-        for (int j = 0; j < kLanes<S>; ++j)
-          if (j < valid[r]) at(cell, r)[j] = x.lane[j];
-      }
-    }
   }
 };
 
