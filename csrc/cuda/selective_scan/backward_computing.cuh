@@ -7,11 +7,12 @@
 
 namespace nvsubq::selective {
 
+// A lane's states of its channel, and the tiles that it walks over with them.
 template <class S, bool USUAL>
 struct Tiles {
   Window& m;
   const Maker<S, USUAL>& maker;
-  float A[kHeld], q[kHeld], d_A[kHeld];  // q: the cotangent of the states that come next, as it arrives
+  float A[kHeld], q[kHeld], d_A[kHeld] = {};  // q: the cotangent of the states that come next, as it arrives
   float skip, d_skip = 0, d_bias = 0;
   const ChannelSums<kExact<S>> sums;
 
@@ -169,9 +170,9 @@ struct Tiles {
     const float* B = &m.B[kTile * (tiles - 1)][kHeld * p.half];
     const int32_t* cells = m.cells[which].cell + kTile * (tiles - 1);
     float* const parked = &m.parked[p.warp * 32].x;
-    int lane = p.lane, half = p.half, made = 2 * p.made + p.two, own = 2 * p.own + p.half;  // places of two steps
+    int lane = p.lane, half = p.half, made = 2 * p.made + p.two, own = 2 * p.own + p.half;  // the last: of two steps
     int sums_at = Slot::sum_at(p.g / 4, (p.t < 2 ? 16 : 0) + 4 * (p.t % 2) + p.g % 4);
-    asm volatile("" : "+r"(lane), "+r"(own), "+r"(made), "+r"(half), "+r"(sums_at));
+    asm volatile("" : "+r"(lane), "+r"(own), "+r"(made), "+r"(half), "+r"(sums_at));  // else made anew for each tile
     Tile tile;
     TwoSteps<S> x[4];
     const auto take = [&](float* from) {

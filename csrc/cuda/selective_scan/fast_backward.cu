@@ -36,6 +36,73 @@ __device__ __forceinline__ void add_warps(const Window& m, int which, int steps,
   }
 }
 
+// The states that enter a window: as the forward kept them, or as they were given.
+template <bool WHOLE>
+__device__ __forceinline__ void read_entering(float (&h)[kHeld], const Window& m, const Selective& a, const Place& p,
+                                              int64_t row, int first, int there, int window) {
+  const int left = p.channel() < there ? int(a.states) - kHeld * p.half : 0;
+  if (window) {
+    const float* const kept = m.kept(window, p, int(a.states));
+#pragma unroll
+    for (int i = 0; i < kHeld; i += 4) {
+      if (WHOLE && i < left) {
+        const uint4 x = load_passing(kept + i);
+        h[i] = __uint_as_float(x.x), h[i + 1] = __uint_as_float(x.y);
+        h[i + 2] = __uint_as_float(x.z), h[i + 3] = __uint_as_float(x.w);
+      }
+#pragma unroll
+      for (int j = i; !WHOLE && j < i + 4; ++j)
+        if (j < left) h[j] = kept[j];
+    }
+  } else if (has(a.initial_state)) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      if (i >= left) continue;
+      h[i] = read_any<float>(a.initial_state, at(a.initial_state, row, first + p.channel(), kHeld * p.half + i));
+    }
+  }
+}
+
+// A lane's rates, and the cotangents that arrive at its states.
+__device__ __forceinline__ void read_rates(float (&A)[kHeld], float (&q)[kHeld], const Selective& a, const Place& p,
+                                           const Partials<float>& partials, const Piece& at_piece, bool cut, int first,
+                                           int there) {
+  const int channel = first + p.channel(), n = kHeld * p.half, left = p.channel() < there ? int(a.states) - n : 0;
+  const float* const arriving = partials.of(partials.A, at_piece.number, channel, n);
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    A[i] = q[i] = 0;
+    if (i >= left) continue;
+    A[i] = read_any<float>(a.A, at(a.A, channel, n + i)) * kLog2e;
+    if (cut)
+      q[i] = arriving[i];
+    else if (has(a.d_final_state))
+      q[i] = read_any<float>(a.d_final_state, at(a.d_final_state, at_piece.row, channel, n + i));
+  }
+}
+
+// A lane's sums over a piece.
+template <class S, bool USUAL>
+__device__ __forceinline__ void write_sums(const Tiles<S, USUAL>& of, const Selective& a, const Place& p,
+                                           const Partials<float>& partials, const Piece& at_piece, int first,
+                                           int there) {
+  const int channel = first + p.channel(), n = kHeld * p.half, left = p.channel() < there ? int(a.states) - n : 0;
+  float* const d_A = partials.of(partials.A, at_piece.number, channel, n);
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    if (i >= left) continue;
+    d_A[i] = of.d_A[i];
+    if (has(a.d_initial_state) && at_piece.piece == 0)
+      write_any<float>(a.d_initial_state, at(a.d_initial_state, at_piece.row, channel, n + i), of.q[i]);
+  }
+  const float d_skip = of.d_skip + __shfl_xor_sync(~0u, of.d_skip, 4);
+  const float d_bias = of.d_bias + __shfl_xor_sync(~0u, of.d_bias, 4);
+  if (p.channel() >= there || p.half) return;
+  if (partials.D) partials.D[at_piece.number * a.width + channel] = d_skip;
+  if (partials.bias) partials.bias[at_piece.number * a.width + channel] = d_bias;
+}
+
+// USUAL: with softplus and a gate, and with packets that lie on multiples of their size.
 template <class S, bool USUAL>
 __global__ void __launch_bounds__(kThreads, 3)
     selective_fast_backward(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
@@ -58,33 +125,14 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (int first = chunk_begin; first < chunk_end; first += kBlock) {
     const bool adds = first != chunk_begin;
     const int there = min(chunk_end - first, kBlock);
-    const Place p(threadIdx.x);
     m.template find_rows<S>(a, is, partials, at_piece, first);
+    const Place p(threadIdx.x);
     const int made = p.warp * kOwn + p.made;
     const Maker<S, USUAL> maker{is, of_channel(a.delta_bias, first, made, there), made < there};
     Tiles<S, USUAL> computing(m, maker, p);
     computing.skip = of_channel(a.D, first, p.channel(), there);
-    const int at_channel = first + p.channel();
-    const int first_state = kHeld * p.half, states_there = p.channel() < there ? states - first_state : 0;
-    const auto given = [&](const nvsubq_tensor& t, int i) {
-      return read_any<float>(t, at(t, at_piece.row, at_channel, first_state + i));
-    };
-    const auto partial = [&](int i) {
-      return partials.of(partials.A, at_piece.number, at_channel, first_state + i);
-    };
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      const bool real = i < states_there;
-      computing.A[i] = real ? read_any<float>(a.A, at(a.A, at_channel, first_state + i)) * kLog2e : 0.0f;
-      computing.d_A[i] = computing.q[i] = 0;
-      if (!real) continue;
-      if (pieces.count > 1)
-        computing.q[i] = *partial(i);
-      else if (has(a.d_final_state))
-        computing.q[i] = given(a.d_final_state, i);
-    }
-    const bool leads = threadIdx.x < kWindow;
-    if (leads) {
+    read_rates(computing.A, computing.q, a, p, partials, at_piece, pieces.count > 1, first, there);
+    if (threadIdx.x < kWindow) {
       NextCell next;
       next.ask(steps, int64_t(last) * kWindow + threadIdx.x);
       next.put(steps, m.cells[last & 1], int(threadIdx.x));
@@ -94,7 +142,6 @@ __global__ void __launch_bounds__(kThreads, 3)
     for (int window = last; window >= first_window; --window) {
       const int which = window & 1, tiles = tiles_in(window);
       const Place here(this_thread());
-      const int states_here = here.channel() < there ? states - kHeld * here.half : 0;
       // What global memory has is asked for long before it is needed.
       Window::Asked<S> states_of;
       typename Packets<S, 2 * kTile>::Asked first_pair;
@@ -105,41 +152,22 @@ __global__ void __launch_bounds__(kThreads, 3)
       Packets<S, kTile>(m, kDelta, 4, here, there)
           .template ask<USUAL>(last_tile, m.cells[which].cell + kTile * (tiles - 1));
       float entering[kHeld] = {};
-      if (window) {
-        const auto* const kept =
-            m.at<float>(kKept, window - 1, here.channel() * uint32_t(states) + kHeld * here.half);
-#pragma unroll
-        for (int i = 0; i < kHeld; i += 4) {
-          if (USUAL && i < states_here) {
-            const uint4 x = load_passing(kept + i);
-            entering[i] = __uint_as_float(x.x), entering[i + 1] = __uint_as_float(x.y);
-            entering[i + 2] = __uint_as_float(x.z), entering[i + 3] = __uint_as_float(x.w);
-          }
-#pragma unroll
-          for (int j = i; !USUAL && j < i + 4; ++j)
-            if (j < states_here) entering[j] = kept[j];
-        }
-      } else if (has(a.initial_state)) {
-#pragma unroll
-        for (int i = 0; i < kHeld; ++i)
-          if (i < states_here) entering[i] = read_any<float>(a.initial_state, at(a.initial_state, at_piece.row, first + here.channel(), kHeld * here.half + i));
-      }
+      read_entering<USUAL>(entering, m, a, here, at_piece.row, first, there, window);
       m.lay(states_of, states);
       __syncthreads();
       const auto walk_window = [&](auto starts_of) {
         constexpr bool starts = decltype(starts_of)::value;
-        const bool leads = here.warp * 32 + here.lane < kWindow;
         NextCell next;
-        if (leads) next.ask(steps, int64_t(window - 1) * kWindow + here.warp * 32 + here.lane);
+        next.ask(steps, int64_t(window - 1) * kWindow + this_thread() % kWindow);
         computing.template ahead<starts, USUAL>(entering, which, tiles, pairs, first_pair);
-        if (leads) {
-          next.put(steps, m.cells[which ^ 1], here.warp * 32 + here.lane);
+        if (const int thread = this_thread(); thread < kWindow) {
+          next.put(steps, m.cells[which ^ 1], thread);
           m.template ask_ahead<S>(next.cell(steps));
         }
-        if (window > 1)
-          prefetch(m.at<float>(kKept, window - 2, here.channel() * uint32_t(states) + kHeld * here.half));
-        computing.template back<starts, USUAL>(which, tiles, {m, kDelta, 4, here, there},
-                                               {m, kGradU, maker.gated() ? 3 : 2, here, there}, last_tile);
+        if (window > 1) prefetch(m.kept(window - 1, Place(this_thread()), states));
+        const Place again(this_thread());
+        computing.template back<starts, USUAL>(which, tiles, {m, kDelta, 4, again, there},
+                                               {m, kGradU, maker.gated() ? 3 : 2, again, there}, last_tile);
       };
       if (!USUAL || m.cells[which].any_starts())
         walk_window(std::true_type());
@@ -148,30 +176,15 @@ __global__ void __launch_bounds__(kThreads, 3)
       add_warps<USUAL, kExact<S>>(m, which, steps_in(window), states, adds);
     }
 
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      if (i >= states_there) continue;
-      *partial(i) = computing.d_A[i];
-      if (has(a.d_initial_state) && at_piece.piece == 0)
-        write_any<float>(a.d_initial_state, at(a.d_initial_state, at_piece.row, at_channel, first_state + i), computing.q[i]);
-    }
-    const float d_skip = computing.d_skip + __shfl_xor_sync(~0u, computing.d_skip, 4);
-    const float d_bias = computing.d_bias + __shfl_xor_sync(~0u, computing.d_bias, 4);
-    if (p.channel() < there && p.half == 0) {
-      if (partials.D) partials.D[at_piece.number * a.width + at_channel] = d_skip;
-      if (partials.bias) partials.bias[at_piece.number * a.width + at_channel] = d_bias;
-    }
-    if (p.channel() < there) {
-      for (int64_t k = (steps.count > at_piece.begin ? steps.count : at_piece.begin) + p.half; k < at_piece.end; k += 2) {
-        const auto clear = [&](Tensor of) {
-          *m.at<S>(of, uint32_t(steps.cell(k)), p.channel()) = narrow<S>(0.0f);
-        };
-        clear(kGradU), clear(kGradDelta), clear(kGradZ);
-      }
-    }
+    write_sums(computing, a, p, partials, at_piece, first, there);
+    // Steps from `end` on visit cells that are not there.
+    const Place late(this_thread());
+    for (int k = max(end, at_piece.begin) + late.half; k < at_piece.end && late.channel() < there; k += 2)
+      for (const Tensor of : {kGradU, kGradDelta, kGradZ})
+        *m.at<S>(of, uint32_t(steps.cell(k)), late.channel()) = narrow<S>(0.0f);
     __syncthreads();
   }
-  for (int64_t k = steps.count > at_piece.begin ? steps.count : at_piece.begin; k < at_piece.end; ++k) {
+  for (int k = max(end, at_piece.begin); k < at_piece.end; ++k) {
     const int n = threadIdx.x % 32;
     if (threadIdx.x < 32 && n % 16 < states)
       *partials.of(n < 16 ? partials.B : partials.C, at_piece.row, steps.cell(k), at_piece.chunk, n % 16) = 0;
@@ -197,9 +210,10 @@ int run(const Selective& a, const Plan& plan, cudaStream_t stream) {
   if (pieces.count > 1)
     if (const int status = carry<S>(a, pieces, false, is, partials.A.sums, sums, stream)) return status;
   const dim3 grid(unsigned(a.batch * pieces.count * chunks.count));
-  const auto kernel = is.soft && is.gated && is.packed ? selective_fast_backward<S, true> : selective_fast_backward<S, false>;
-  if (const int status = launch("selective_scan backward", kernel, grid, kThreads,
-                                sizeof(Window), stream, a, Walk(a), chunks, partials, pieces, is))
+  const bool usual = is.soft && is.gated && is.packed;
+  const auto kernel = usual ? selective_fast_backward<S, true> : selective_fast_backward<S, false>;
+  if (const int status = launch("selective_scan backward", kernel, grid, kThreads, sizeof(Window), stream, a, Walk(a),
+                                chunks, partials, pieces, is))
     return status;
   return add_up(a, partials, chunks.groups, stream);
 }

@@ -83,6 +83,11 @@ struct alignas(16) Window {
     return static_cast<X*>(__cvta_global_to_generic(r.begin + uint64_t(cell) * r.stride + offset * sizeof(X)));
   }
 
+  // Of the lane's states, those that enter a window, which is not the first.
+  __device__ __forceinline__ const float* kept(int window, const Place& p, int states) const {
+    return at<const float>(kKept, window - 1, p.channel() * uint32_t(states) + kHeld * p.half);
+  }
+
   // To be read after a barrier.
   template <class S>
   __device__ __forceinline__ void find_rows(const Selective& a, const Options& is, const Partials<float>& partials,
