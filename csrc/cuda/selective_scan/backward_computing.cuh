@@ -66,7 +66,7 @@ struct Tiles {
   }
 
   // The states that enter each tile, from those that enter the window. Two tiles' inputs are made at once.
-  template <bool STARTS, bool PACKED>
+  template <bool STARTS>
   __device__ __forceinline__ void ahead(float (&h)[kHeld], int which, int tiles, const Packets<S, kPair>& packets,
                                         typename Packets<S, kPair>::Asked asked) const {
     const Place p(this_thread());
@@ -85,7 +85,7 @@ struct Tiles {
       reader.read(slot, x);
       const int32_t* const these = cells + p.two * kTile;
       if (e + 3 < tiles) cells += kPair;
-      packets.template ask<PACKED>(asked, cells);
+      packets.template ask<USUAL>(asked, cells);
       float d[4], w[4], more_d[4], more_w[4];
       maker.make(x, these, d, w);
       __syncwarp();
@@ -161,7 +161,7 @@ struct Tiles {
 
   // Back over a window's tiles. What a tile leaves is written while the next one's inputs are made: much of either is
   // waiting.
-  template <bool STARTS, bool PACKED>
+  template <bool STARTS>
   __device__ __forceinline__ void back(int which, int tiles, const Packets<S, kTile>& packets,
                                        const Packets<S, kTile>& gradients, typename Packets<S, kTile>::Asked asked) {
     const Place p(this_thread());
@@ -193,7 +193,7 @@ struct Tiles {
     __syncwarp();
     {
       reader.read(slot, x);
-      packets.template ask<PACKED>(asked, tiles > 1 ? cells - kTile : cells);
+      packets.template ask<USUAL>(asked, tiles > 1 ? cells - kTile : cells);
       const auto inputs = maker.make(x, cells + 2 * (made & 1));
       __syncwarp();
       put_inputs(slot, inputs);
@@ -236,15 +236,15 @@ struct Tiles {
         upper_to[0] = of.channels[2], upper_to[64] = of.channels[3];
       };
       if (e == 0) {
-        gradients.template write<PACKED>(leaving, leaving_to);
+        gradients.template write<USUAL>(leaving, leaving_to);
         __syncwarp();
         put_sums();
         return;
       }
       slot -= kSlot, B -= kStates, cells -= kTile;
       reader.read(slot, x);
-      packets.template ask<PACKED>(asked, e > 1 ? cells - kTile : cells);
-      gradients.template write<PACKED>(leaving, leaving_to);
+      packets.template ask<USUAL>(asked, e > 1 ? cells - kTile : cells);
+      gradients.template write<USUAL>(leaving, leaving_to);
       const auto inputs = maker.make(x, cells + 2 * (made & 1));
       __syncwarp();
       put_sums();

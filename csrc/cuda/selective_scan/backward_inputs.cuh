@@ -1,5 +1,5 @@
-// `selective_scan`, backward, fast: what the walk takes, made of the tensors by channel. Of a tile a lane makes two steps
-// of one channel: those that the tensor cores' matrices, turned on reading, leave it.
+// `selective_scan`, backward, fast: what the walk takes, made of the tensors by channel. Of a tile a lane makes two
+// steps of one channel: those that the tensor cores' matrices, turned on reading, leave it.
 #ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_BACKWARD_INPUTS_CUH
 #define NVSUBQ_CUDA_SELECTIVE_SCAN_BACKWARD_INPUTS_CUH
 
@@ -56,7 +56,8 @@ struct Reader {
   }
 };
 
-// Makes them, of the lane's channel. USUAL: with softplus and a gate, else as the options say.
+// Makes them, of the lane's channel. USUAL: with softplus and a gate, and with packets that lie on multiples of their
+// size; else as the options say, and element by element.
 template <class S, bool USUAL>
 struct Maker {
   const Options& is;

@@ -10,7 +10,7 @@ namespace nvsubq::selective {
 
 // Steps with a weight under 2^-64 are left out: fp32 has 24 bits, and inputs of fp16 are at most 2^40 apart.
 constexpr float kNoWeight = -64.0f, kNone = -1e30f;
-constexpr int kWide = 32, kQuarter = kWindow / kWarps;  // channels of a block; steps that a warp lays out
+constexpr int kQuarter = kWindow / kWarps;  // steps that a warp lays out
 static_assert(kQuarter == 16);
 
 // A window's steps in the order in which they are walked over; `in` is delta u or, for cotangents, that of y; x is B or

@@ -27,18 +27,10 @@ struct ChannelSums {
   };
   // x: four states at step j.
   __device__ __forceinline__ void turn(Turned& to, int j, const float (&x)[4]) const {
-    const auto add = [&](const float (&part)[4]) {
+    in_parts<EXACT>(x, [&](const float (&part)[4]) {
       multiply(to.sum[j], low[0], low[1], low[2], low[3], part[0], part[1]);
       multiply(to.sum[j], high[0], high[1], high[2], high[3], part[2], part[3]);
-    };
-    if constexpr (EXACT) {
-      float kept[4], rest[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) kept[i] = kept_part(x[i]), rest[i] = x[i] - kept[i];
-      add(kept), add(rest);
-    } else {
-      add(x);
-    }
+    });
   }
   // sum, of lanes (g, t) where t is COLUMN: state g % 4 of the four at step g / 4, and at step 2 + g / 4; the same of
   // the upper half's states.
@@ -49,17 +41,9 @@ struct ChannelSums {
     const auto picked = [&](int column) {
       return column % 4 < 2 ? low[column % 2 * 2 + column / 4] : high[column % 2 * 2 + column / 4];
     };
-    const auto add = [&](const float (&part)[4]) {
+    in_parts<EXACT>(all, [&](const float (&part)[4]) {
       multiply(sum, part[0], part[1], part[2], part[3], picked(2 * COLUMN), picked(2 * COLUMN + 1));
-    };
-    if constexpr (EXACT) {
-      float kept[4], rest[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) kept[i] = kept_part(all[i]), rest[i] = all[i] - kept[i];
-      add(kept), add(rest);
-    } else {
-      add(all);
-    }
+    });
   }
 };
 

@@ -46,19 +46,24 @@ __device__ __forceinline__ float kept_part(float x) { return __uint_as_float(__f
 // A number cut to 11 bits is too small by this factor in the mean.
 constexpr float kCut = 1.00035f;
 
+// Hands numbers to products: as they are or, if EXACT, in two parts, so that 22 bits of them count.
+template <bool EXACT, class F>
+__device__ __forceinline__ void in_parts(const float (&x)[4], F add) {
+  if constexpr (EXACT) {
+    float kept[4], rest[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) kept[i] = kept_part(x[i]), rest[i] = x[i] - kept[i];
+    add(kept), add(rest);
+  } else {
+    add(x);
+  }
+}
+
 // Adds steps 4m .. 4m + 3 of every lane over its quad. After m = 0 .. 3, lane t of a quad has steps 4t .. 4t + 3 of 16.
 template <bool EXACT>
 __device__ __forceinline__ void add_quads(float (&sum)[4], const float (&x)[4], int m, int g) {
   const float lower = g == 2 * m ? 1.0f : 0.0f, upper = g == 2 * m + 1 ? 1.0f : 0.0f;
-  if constexpr (EXACT) {
-    float kept[4], rest[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) kept[j] = kept_part(x[j]), rest[j] = x[j] - kept[j];
-    multiply(sum, kept[0], kept[2], kept[1], kept[3], lower, upper);
-    multiply(sum, rest[0], rest[2], rest[1], rest[3], lower, upper);
-  } else {
-    multiply(sum, x[0], x[2], x[1], x[3], lower, upper);
-  }
+  in_parts<EXACT>(x, [&](const float (&part)[4]) { multiply(sum, part[0], part[2], part[1], part[3], lower, upper); });
 }
 
 // Where step t of channel c lies in a row of a tile: a swizzle by groups of four steps, so that neither a step of many

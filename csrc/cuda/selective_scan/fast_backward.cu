@@ -40,7 +40,7 @@ __device__ __forceinline__ void add_warps(const Window& m, int which, int steps,
 template <bool WHOLE>
 __device__ __forceinline__ void read_entering(float (&h)[kHeld], const Window& m, const Selective& a, const Place& p,
                                               int64_t row, int first, int there, int window) {
-  const int left = p.channel() < there ? int(a.states) - kHeld * p.half : 0;
+  const int left = p.states_there(int(a.states), there);
   if (window) {
     const float* const kept = m.kept(window, p, int(a.states));
 #pragma unroll
@@ -67,7 +67,7 @@ __device__ __forceinline__ void read_entering(float (&h)[kHeld], const Window& m
 __device__ __forceinline__ void read_rates(float (&A)[kHeld], float (&q)[kHeld], const Selective& a, const Place& p,
                                            const Partials<float>& partials, const Piece& at_piece, bool cut, int first,
                                            int there) {
-  const int channel = first + p.channel(), n = kHeld * p.half, left = p.channel() < there ? int(a.states) - n : 0;
+  const int channel = first + p.channel(), n = kHeld * p.half, left = p.states_there(int(a.states), there);
   const float* const arriving = partials.of(partials.A, at_piece.number, channel, n);
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
@@ -86,7 +86,7 @@ template <class S, bool USUAL>
 __device__ __forceinline__ void write_sums(const Tiles<S, USUAL>& of, const Selective& a, const Place& p,
                                            const Partials<float>& partials, const Piece& at_piece, int first,
                                            int there) {
-  const int channel = first + p.channel(), n = kHeld * p.half, left = p.channel() < there ? int(a.states) - n : 0;
+  const int channel = first + p.channel(), n = kHeld * p.half, left = p.states_there(int(a.states), there);
   float* const d_A = partials.of(partials.A, at_piece.number, channel, n);
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
@@ -102,7 +102,7 @@ __device__ __forceinline__ void write_sums(const Tiles<S, USUAL>& of, const Sele
   if (partials.bias) partials.bias[at_piece.number * a.width + channel] = d_bias;
 }
 
-// USUAL: with softplus and a gate, and with packets that lie on multiples of their size.
+// USUAL: see `Maker`.
 template <class S, bool USUAL>
 __global__ void __launch_bounds__(kThreads, 3)
     selective_fast_backward(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
@@ -159,15 +159,15 @@ __global__ void __launch_bounds__(kThreads, 3)
         constexpr bool starts = decltype(starts_of)::value;
         NextCell next;
         next.ask(steps, int64_t(window - 1) * kWindow + this_thread() % kWindow);
-        computing.template ahead<starts, USUAL>(entering, which, tiles, pairs, first_pair);
+        computing.template ahead<starts>(entering, which, tiles, pairs, first_pair);
         if (const int thread = this_thread(); thread < kWindow) {
           next.put(steps, m.cells[which ^ 1], thread);
           m.template ask_ahead<S>(next.cell(steps));
         }
         if (window > 1) prefetch(m.kept(window - 1, Place(this_thread()), states));
         const Place again(this_thread());
-        computing.template back<starts, USUAL>(which, tiles, {m, kDelta, 4, again, there},
-                                               {m, kGradU, maker.gated() ? 3 : 2, again, there}, last_tile);
+        computing.template back<starts>(which, tiles, {m, kDelta, 4, again, there},
+                                        {m, kGradU, maker.gated() ? 3 : 2, again, there}, last_tile);
       };
       if (!USUAL || m.cells[which].any_starts())
         walk_window(std::true_type());

@@ -8,6 +8,7 @@ namespace nvsubq::selective {
 
 constexpr int kWindow = kBorder, kWarps = 4, kThreads = 32 * kWarps;  // steps; of a block
 constexpr int kMostFast = 16;                                         // states
+constexpr int kWide = 32;                                             // channels of a block that carries
 constexpr float kLn2 = 0.69314718056f;
 
 // Walks are cut into pieces, by a rule of one row's shape: how many rows there are must not show in a row's bits. They
@@ -18,7 +19,7 @@ struct Pieces {
   int64_t each, count;
 
   Pieces(const Selective& a, bool forth) {
-    const int64_t blocks = forth ? a.width / 32 : ceil_div(a.width, kChunk);  // of one piece
+    const int64_t blocks = forth ? a.width / kWide : ceil_div(a.width, kChunk);  // of one piece
     each = a.length > 8192 ? 512 : 1024;
     while (each < kLongest && a.length / (2 * each) * blocks >= kEnough) each *= 2;
     count = a.length > 0 ? (a.length + each - 1) / each : 1;

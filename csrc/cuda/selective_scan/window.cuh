@@ -40,6 +40,10 @@ struct Place {
       : warp(thread / 32), lane(thread % 32), g(lane / 4), t(lane % 4), own(g / 2 * 4 + t), half(g % 2),
         made(g + t / 2 * 8), two(t % 2) {}
   __device__ __forceinline__ int channel() const { return warp * kOwn + own; }  // in the block
+  // How many states there are from the lane's first on, where `there` channels of the block are.
+  __device__ __forceinline__ int states_there(int states, int there) const {
+    return channel() < there ? states - kHeld * half : 0;
+  }
 };
 
 // A warp's memory for one tile: the states that enter it, until it is walked back over; then its inputs, as they lie in
