@@ -82,62 +82,108 @@ int check_tiling(const Args& a, const Tiling& t) {
   return NVSUBQ_OK;
 }
 
-// What blocks tell each other, first in the workspace and zeroed before a launch: per tile and channel a product, a sum
-// and a state, in words of 32 bits, with a mark beside each that says the word is there: no fence is needed.
+// What a run of chunks does to a state.
+template <class N>
+struct Link {
+  N product, sum;
+  NVSUBQ_BOTH Link() : product(number<N>(1)), sum() {}
+  NVSUBQ_BOTH void add(N next_product, N next_sum) {
+    sum = fold(next_product, next_sum, sum);
+    product = is_zero(next_product) ? N{} : product * next_product;
+  }
+};
+
+// What blocks tell each other of a tile, for each channel: numbers with parts of type T, in words that are written and
+// read at once. Before a launch all bits are set: a part that is written has others, so that no fence is needed.
+template <class X, class T>
+struct Told {
+  using Word = std::conditional_t<sizeof(X) == 4, uint32_t, uint64_t>;
+  static constexpr int kWords = int(sizeof(X) / sizeof(Word));
+
+  static NVSUBQ_BOTH void tell(Word* to, int64_t between, const X& x) {
+    constexpr uint32_t kNoNumber = 0x7fffffff;  // in place of a NaN whose bits are all set
+    Word words[kWords];
+    memcpy(words, &x, sizeof x);
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      uint32_t low = uint32_t(words[w]), high = uint32_t(uint64_t(words[w]) >> 32);
+      if constexpr (sizeof(T) == 8) {
+        if (low == ~0u && high == ~0u) high = kNoNumber;
+      } else {
+        if (low == ~0u) low = kNoNumber;
+        if (high == ~0u) high = kNoNumber;
+      }
+      if constexpr (sizeof(Word) == 8)
+        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to + w * between), "l"(uint64_t(high) << 32 | low)
+                     : "memory");
+      else
+        asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to + w * between), "r"(low) : "memory");
+    }
+  }
+  // Whether it is there.
+  static NVSUBQ_BOTH bool ask(const Word* from, int64_t between, X* x) {
+    Word words[kWords];
+    bool there = true;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      if constexpr (sizeof(Word) == 8) {
+        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(words[w]) : "l"(from + w * between) : "memory");
+        const uint32_t low = uint32_t(words[w]), high = uint32_t(words[w] >> 32);
+        there = there && (sizeof(T) == 8 ? (low & high) != ~0u : low != ~0u && high != ~0u);
+      } else {
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(words[w]) : "l"(from + w * between) : "memory");
+        there = there && words[w] != ~0u;
+      }
+    }
+    memcpy(x, words, sizeof *x);
+    return there;
+  }
+};
+
+// Where they tell it, first in the workspace: what each tile does to a state, and the state that leaves it.
 struct Links {
-  uint64_t* words;
+  void *steps, *states;
   int64_t columns, bytes;
 
   template <class N, class Args>
   static Links in(Arena& arena, const Args& a, const Tiling& t) {
     Links links;
     links.columns = a.batch * t.groups * 32 * t.lanes;
-    const int64_t words = t.tiles > 1 ? links.columns * t.tiles * 3 * int64_t(sizeof(N) / 4) : 0;
-    links.words = arena.take<uint64_t>(words);
+    const int64_t told = t.tiles > 1 ? links.columns * t.tiles * int64_t(sizeof(N)) : 0;
+    links.steps = arena.take<char>(2 * told), links.states = arena.take<char>(told);
     links.bytes = arena.bytes();
     return links;
   }
-};
-
-enum LinkKind { kProduct, kSum, kState };
-
-template <class N>
-NVSUBQ_BOTH uint64_t* link_at(const Links& links, int rank, int kind, int64_t column) {
-  return links.words + (int64_t(rank) * 3 + kind) * int64_t(sizeof(N) / 4) * links.columns + column;
-}
-template <class N>
-NVSUBQ_BOTH void tell(const Links& links, int rank, int kind, int64_t column, N x) {
-  uint64_t* to = link_at<N>(links, rank, kind, column);
-  uint32_t words[sizeof(N) / 4];
-  memcpy(words, &x, sizeof x);
-#pragma unroll
-  for (int w = 0; w < int(sizeof(N) / 4); ++w)
-    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to + w * links.columns), "l"(1ull << 32 | words[w])
-                 : "memory");
-}
-// Whether the number is there.
-template <class N>
-NVSUBQ_BOTH bool ask(const Links& links, int rank, int kind, int64_t column, N* x) {
-  const uint64_t* from = link_at<N>(links, rank, kind, column);
-  uint32_t words[sizeof(N) / 4];
-  bool there = true;
-#pragma unroll
-  for (int w = 0; w < int(sizeof(N) / 4); ++w) {
-    uint64_t found;
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(from + w * links.columns) : "memory");
-    words[w] = uint32_t(found);
-    there = there && found >> 32;
+  template <class X, class N>
+  NVSUBQ_BOTH auto* at(void* of_all, int rank, int64_t column) const {
+    using Of = Told<X, typename PartsOf<N>::type>;
+    return static_cast<typename Of::Word*>(of_all) + int64_t(rank) * Of::kWords * columns + column;
   }
-  memcpy(x, words, sizeof *x);
-  return there;
-}
+  template <class N>
+  NVSUBQ_BOTH void tell_step(int rank, int64_t column, const Link<N>& x) const {
+    Told<Link<N>, typename PartsOf<N>::type>::tell(at<Link<N>, N>(steps, rank, column), columns, x);
+  }
+  template <class N>
+  NVSUBQ_BOTH void tell_state(int rank, int64_t column, const N& x) const {
+    Told<N, typename PartsOf<N>::type>::tell(at<N, N>(states, rank, column), columns, x);
+  }
+  template <class N>
+  NVSUBQ_BOTH bool ask_step(int rank, int64_t column, Link<N>* x) const {
+    return Told<Link<N>, typename PartsOf<N>::type>::ask(at<Link<N>, N>(steps, rank, column), columns, x);
+  }
+  template <class N>
+  NVSUBQ_BOTH bool ask_state(int rank, int64_t column, N* x) const {
+    return Told<N, typename PartsOf<N>::type>::ask(at<N, N>(states, rank, column), columns, x);
+  }
+};
 
 // The state that enters the tile of this rank (1 or more); `initial` enters that of rank 0. Looks at REACH tiles at
 // once: few walks hang on how fast a state goes along one, many on the registers that looking takes.
 template <int REACH, class N>
 __device__ __forceinline__ N look_back(const Links& links, int rank, int64_t column, N initial) {
   for (;;) {
-    N state[REACH], product[REACH], sum[REACH];
+    N state[REACH];
+    Link<N> step[REACH];
     bool known[REACH], linked[REACH];
 #pragma unroll
     for (int i = 0; i < REACH; ++i) {
@@ -147,11 +193,8 @@ __device__ __forceinline__ N look_back(const Links& links, int rank, int64_t col
         known[i] = from == -1, state[i] = initial;
         continue;
       }
-      known[i] = ask(links, from, kState, column, &state[i]);
-      if (i + 1 < REACH) {
-        linked[i] = ask(links, from, kProduct, column, &product[i]);
-        linked[i] = ask(links, from, kSum, column, &sum[i]) && linked[i];
-      }
+      known[i] = links.ask_state(from, column, &state[i]);
+      if (i + 1 < REACH) linked[i] = links.ask_step(from, column, &step[i]);
     }
     int use = -1;
     bool open = true;
@@ -164,7 +207,7 @@ __device__ __forceinline__ N look_back(const Links& links, int rank, int64_t col
     if (use < 0) continue;
 #pragma unroll
     for (int i = REACH - 2; i >= 0; --i)
-      if (i < use) s = fold(product[i], sum[i], s);
+      if (i < use) s = fold(step[i].product, step[i].sum, s);
     return s;
   }
 }
@@ -198,17 +241,6 @@ struct TileMemory {
   N product[WARPS][32], sum[WARPS][32], entering[32];
 };
 
-// What a run of chunks does to a state.
-template <class N>
-struct Link {
-  N product, sum;
-  NVSUBQ_BOTH Link() : product(number<N>(1)), sum() {}
-  NVSUBQ_BOTH void add(N next_product, N next_sum) {
-    sum = fold(next_product, next_sum, sum);
-    product = is_zero(next_product) ? N{} : product * next_product;
-  }
-};
-
 // The chunks of this tile before `end` (BACK: after it), in the order of the chain. A chain from the end of the walk on
 // multiplies by the products' conjugates.
 template <bool BACK, class N, int WARPS>
@@ -230,15 +262,12 @@ template <bool BACK, int REACH = 2, class N, int WARPS>
 __device__ __forceinline__ N linked(const TileMemory<N, WARPS>& memory, const Tiling& t, const Links& links,
                                     const TilePlace& tile, int64_t column, N s) {
   if (t.tiles == 1) return s;
-  wait_for_the_last();  // which zeroed the links
+  wait_for_the_last();  // which cleared the links
   const Link<N> all = chunks_before<BACK>(memory, t, BACK ? -1 : t.warps);
   const bool last = tile.rank == t.tiles - 1;
-  if (tile.rank && !last) {
-    tell(links, tile.rank, kProduct, column, all.product);
-    tell(links, tile.rank, kSum, column, all.sum);
-  }
+  if (tile.rank && !last) links.tell_step(tile.rank, column, all);
   if (tile.rank) s = look_back<REACH>(links, tile.rank, column, s);
-  if (!last) tell(links, tile.rank, kState, column, fold(all.product, all.sum, s));
+  if (!last) links.tell_state(tile.rank, column, fold(all.product, all.sum, s));
   return s;
 }
 
@@ -259,12 +288,12 @@ __device__ __forceinline__ N entering_state(TileMemory<N, WARPS>& memory, const 
   return fold(before.product, before.sum, memory.entering[lane]);
 }
 
-// Zeroes what blocks will tell each other, while the kernel that needs it fetches its inputs.
+// Sets the bits of what blocks will tell each other, while the kernel that needs it fetches its inputs.
 template <int THREADS>
 __global__ void __launch_bounds__(THREADS) clear_words(ulonglong2* words, int64_t count) {
   let_the_next_start();
   const int64_t step = int64_t(gridDim.x) * THREADS;
-  for (int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x; i < count; i += step) words[i] = {0, 0};
+  for (int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x; i < count; i += step) words[i] = {~0ull, ~0ull};
 }
 // Queues a kernel whose blocks are linked.
 template <class... Parameters, class... Given>
@@ -275,7 +304,7 @@ int launch_linked(const char* name, void (*kernel)(Parameters...), const Links& 
   constexpr int64_t kMostBlocks = 256;  // which all start at once, so that the next kernel does soon
   const int64_t count = links.bytes / int64_t(sizeof(ulonglong2)), blocks = ceil_div(count, kThreads);
   const dim3 few(unsigned(blocks < kMostBlocks ? blocks : kMostBlocks));
-  auto* const words = reinterpret_cast<ulonglong2*>(links.words);
+  auto* const words = static_cast<ulonglong2*>(links.steps);
   if (const int status = launch(name, clear_words<kThreads>, few, kThreads, 0, stream, words, count)) return status;
   return launch_next(name, kernel, grid, block, stream, given...);
 }

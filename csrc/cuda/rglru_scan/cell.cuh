@@ -30,14 +30,13 @@ NVSUBQ_BOTH double min_or_nan(double x, double y) { return x > y ? y : x; }
 
 // exp(x) - 1 from y = x log2(e) <= 0, with a small relative error everywhere. In fp64 from x itself.
 NVSUBQ_BOTH float expm1_of(float y) {
-  float p = 1.1544521e-3f;  // (2^y - 1) / y between -1/2 and 0, with a relative error of 1.3e-8
-  p = fmaf(p, y, 9.5412806e-3f);
-  p = fmaf(p, y, 5.5490408e-2f);
-  p = fmaf(p, y, 2.4022564e-1f);
-  p = fmaf(p, y, 6.9314718e-1f);
+  float p = 8.8518359e-3f;  // (2^y - 1) / y between -0.3 and 0, with a relative error of 1.2e-7
+  p = fmaf(p, y, 5.5361710e-2f);
+  p = fmaf(p, y, 2.4021794e-1f);
+  p = fmaf(p, y, 6.9314710e-1f);
   p *= y;
   const float far = exp2_always(y) - 1.0f;
-  return y > -0.5f ? p : far;
+  return y > -0.3f ? p : far;
 }
 NVSUBQ_BOTH double expm1_of(double x) { return expm1(x); }
 
