@@ -7,31 +7,29 @@
 
 namespace nvsubq {
 
-// Two neighbouring elements of BYTES each, as memory holds them.
-template <int BYTES>
-struct RawPair {
-  using type = uint32_t;
-};
-template <>
-struct RawPair<4> {
-  using type = uint2;
-};
+// Two neighbouring elements, as memory holds them.
+template <class S>
+using RawPair = std::conditional_t<sizeof(S) == 4, uint2, uint32_t>;
 
-__device__ __forceinline__ float2 opened(uint2 raw, bool) {
-  return make_float2(__uint_as_float(raw.x), __uint_as_float(raw.y));
-}
-__device__ __forceinline__ float2 opened(uint32_t raw, bool brain) {
-  if (brain) return make_float2(__uint_as_float(raw << 16), __uint_as_float(raw & 0xffff0000u));
-  return __half22float2(*reinterpret_cast<const __half2*>(&raw));
-}
-__device__ __forceinline__ void close(float x, float y, bool, uint2* raw) {
-  *raw = make_uint2(__float_as_uint(x), __float_as_uint(y));
-}
-__device__ __forceinline__ void close(float x, float y, bool brain, uint32_t* raw) {
-  if (brain)
-    *reinterpret_cast<__nv_bfloat162*>(raw) = __floats2bfloat162_rn(x, y);
+template <class S>
+__device__ __forceinline__ float2 opened(RawPair<S> raw) {
+  if constexpr (std::is_same_v<S, float>)
+    return make_float2(__uint_as_float(raw.x), __uint_as_float(raw.y));
+  else if constexpr (std::is_same_v<S, bf16>)
+    return make_float2(__uint_as_float(raw << 16), __uint_as_float(raw & 0xffff0000u));
   else
-    *reinterpret_cast<__half2*>(raw) = __floats2half2_rn(x, y);
+    return __half22float2(*reinterpret_cast<const __half2*>(&raw));
+}
+template <class S>
+__device__ __forceinline__ RawPair<S> closed(float x, float y) {
+  RawPair<S> raw;
+  if constexpr (std::is_same_v<S, float>)
+    raw = make_uint2(__float_as_uint(x), __float_as_uint(y));
+  else if constexpr (std::is_same_v<S, bf16>)
+    *reinterpret_cast<__nv_bfloat162*>(&raw) = __floats2bfloat162_rn(x, y);
+  else
+    *reinterpret_cast<__half2*>(&raw) = __floats2half2_rn(x, y);
+  return raw;
 }
 
 // The pairs of a chunk; zeros at steps that are not visited.
@@ -47,14 +45,14 @@ __device__ __forceinline__ void load_pairs(const nvsubq_tensor& t, const Chunk<R
             [&](int j, char* p) { to[j] = __ldg(reinterpret_cast<const Raw*>(p)); });
 }
 // Writes them; zeros at the cells that are not there.
-template <class Raw, int R>
-__device__ __forceinline__ void store_pairs(const nvsubq_tensor& t, const Chunk<R>& chunk, int channel, bool brain,
+template <class S, int R>
+__device__ __forceinline__ void store_pairs(const nvsubq_tensor& t, const Chunk<R>& chunk, int channel,
                                             float (&x)[2][R]) {
-  constexpr int kBytes = int(sizeof(Raw)) / 2;
+  constexpr int kBytes = int(sizeof(S));
   clear_absent(chunk, x[0]), clear_absent(chunk, x[1]);
   char* data = static_cast<char*>(t.data) + (chunk.row * t.stride[0] + channel) * kBytes;
   for_steps(chunk, chunk.exist, data, t.stride[1] * kBytes,
-            [&](int j, char* p) { close(x[0][j], x[1][j], brain, reinterpret_cast<Raw*>(p)); });
+            [&](int j, char* p) { *reinterpret_cast<RawPair<S>*>(p) = closed<S>(x[0][j], x[1][j]); });
 }
 
 // Turns the inputs of a chunk into its states. `saved` has the states that enter tiles of `tile_back` steps. The two
