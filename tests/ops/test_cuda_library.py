@@ -103,6 +103,7 @@ def test_the_architectures_that_it_names_are_inside() -> None:
 HOT = {
     "conv1d/forward.cu": ("conv1d_forwardI13__nv_bfloat16Li4ENS_5KnownILb1ELb1E", 8),
     "conv1d/backward.cu": ("conv1d_backwardI13__nv_bfloat16Li4ELb1E", 0),
+    "rglru_scan/forward_pairs.cu": ("forward_pairsI13__nv_bfloat16Li2E", 0),
     "selective_scan/fast_backward.cu": ("selective_fast_backwardI13__nv_bfloat16", 56),
     "selective_scan/fast_carry.cu": ("selective_carryI13__nv_bfloat16Lb", 0),
     "selective_scan/fast_forward.cu": ("selective_fast_forwardI13__nv_bfloat16NS0_5ShapeILi2ELi8ELi2E", 16),

@@ -162,6 +162,23 @@ def test_reads_and_leaves_nothing_uninitialised(make: Callable[..., Call]) -> No
     assert not differing(got, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_numbers_whose_bits_are_all_set(dtype: torch.dtype) -> None:
+    """Where every bit is set, a block takes a number of another's for one that was not written yet."""
+    sizes, wide = (2, 1200, 40), dtype in (torch.float64, torch.complex128)
+    parts = (*sizes, 2) if dtype.is_complex else sizes
+    b = torch.full(parts, -1, dtype=torch.int64 if wide else torch.int32, device="cuda")
+    b = b.view(torch.float64 if wide else torch.float32)
+    b = torch.view_as_complex(b) if dtype.is_complex else b
+    # Sequences of one step: nothing is added to b.
+    alone = torch.arange(sizes[1], device="cuda", dtype=torch.int32).expand(*sizes[:2])
+    y, last = linear_scan(
+        torch.full_like(b, 0.5), b, seq_idx=alone, return_final_state=True, backend="native"
+    )
+    assert y.isnan().all()
+    assert last.isnan().all()
+
+
 @each
 def test_strides_and_misaligned_offsets(make: Callable[..., Call]) -> None:
     op, tensors, options = make(2, 300, 37)
