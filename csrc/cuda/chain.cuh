@@ -37,9 +37,9 @@ __device__ __forceinline__ N linked(const TileMemory<N, WARPS>& memory, const Ti
   wait_for_the_last();  // which cleared the links
   const Link<N> all = chunks_before<BACK>(memory, t, BACK ? -1 : t.warps);
   const bool last = tile.rank == t.tiles - 1;
-  if (tile.rank && !last) links.tell_step(tile.rank, column, all);
+  if (tile.rank && !last) links.steps<N>().tell(tile.rank, column, all);
   if (tile.rank) s = look_back<REACH>(links, tile.rank, column, s);
-  if (!last) links.tell_state(tile.rank, column, fold(all.product, all.sum, s));
+  if (!last) links.states<N>().tell(tile.rank, column, all.after(s));
   return s;
 }
 
@@ -57,7 +57,7 @@ __device__ __forceinline__ N entering_state(TileMemory<N, WARPS>& memory, const 
     before = chunks_before<BACK>(memory, t, warp);  // while that warp waits
   }
   __syncthreads();
-  return fold(before.product, before.sum, memory.entering[lane]);
+  return before.after(memory.entering[lane]);
 }
 
 // Column sums of `from` [rows][columns], in a fixed order whatever the launch: block (32, 32), `done(column, sum)`.

@@ -25,26 +25,30 @@ template <class N>
 struct Link {
   N product, sum;
   NVSUBQ_BOTH Link() : product(number<N>(1)), sum() {}
+  NVSUBQ_BOTH N after(N s) const { return fold(product, sum, s); }
   NVSUBQ_BOTH void add(N next_product, N next_sum) {
     sum = fold(next_product, next_sum, sum);
     product = is_zero(next_product) ? N{} : product * next_product;
   }
 };
 
-// What blocks tell each other of a tile, for each channel: numbers with parts of type T, in words that are written and
-// read at once. Before a launch all bits are set: a part that is written has others, so that no fence is needed.
+// What blocks tell each other, by tile and channel: X, whose parts are of type T, in words that are written and read at
+// once. Before a launch all bits are set: a part that is written has others, so that no fence is needed.
 template <class X, class T>
 struct Told {
   using Word = std::conditional_t<sizeof(X) == 4, uint32_t, uint64_t>;
   static constexpr int kWords = int(sizeof(X) / sizeof(Word));
+  Word* words;  // [tile][word][column]
+  int64_t columns;
 
-  static NVSUBQ_BOTH void tell(Word* to, int64_t between, const X& x) {
+  NVSUBQ_BOTH void tell(int rank, int64_t column, const X& x) const {
     constexpr uint32_t kNoNumber = 0x7fffffff;  // in place of a NaN whose bits are all set
-    Word words[kWords];
-    memcpy(words, &x, sizeof x);
+    Word* const to = words + int64_t(rank) * kWords * columns + column;
+    Word parts[kWords];
+    memcpy(parts, &x, sizeof x);
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
-      uint32_t low = uint32_t(words[w]), high = uint32_t(uint64_t(words[w]) >> 32);
+      uint32_t low = uint32_t(parts[w]), high = uint32_t(uint64_t(parts[w]) >> 32);
       if constexpr (sizeof(T) == 8) {
         if (low == ~0u && high == ~0u) high = kNoNumber;
       } else {
@@ -52,35 +56,36 @@ struct Told {
         if (high == ~0u) high = kNoNumber;
       }
       if constexpr (sizeof(Word) == 8)
-        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to + w * between), "l"(uint64_t(high) << 32 | low)
+        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to + w * columns), "l"(uint64_t(high) << 32 | low)
                      : "memory");
       else
-        asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to + w * between), "r"(low) : "memory");
+        asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to + w * columns), "r"(low) : "memory");
     }
   }
   // Whether it is there.
-  static NVSUBQ_BOTH bool ask(const Word* from, int64_t between, X* x) {
-    Word words[kWords];
+  NVSUBQ_BOTH bool ask(int rank, int64_t column, X* x) const {
+    const Word* const from = words + int64_t(rank) * kWords * columns + column;
+    Word parts[kWords];
     bool there = true;
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       if constexpr (sizeof(Word) == 8) {
-        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(words[w]) : "l"(from + w * between) : "memory");
-        const uint32_t low = uint32_t(words[w]), high = uint32_t(words[w] >> 32);
+        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(parts[w]) : "l"(from + w * columns) : "memory");
+        const uint32_t low = uint32_t(parts[w]), high = uint32_t(parts[w] >> 32);
         there = there && (sizeof(T) == 8 ? (low & high) != ~0u : low != ~0u && high != ~0u);
       } else {
-        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(words[w]) : "l"(from + w * between) : "memory");
-        there = there && words[w] != ~0u;
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(parts[w]) : "l"(from + w * columns) : "memory");
+        there = there && parts[w] != ~0u;
       }
     }
-    memcpy(x, words, sizeof *x);
+    memcpy(x, parts, sizeof *x);
     return there;
   }
 };
 
 // Where they tell it, first in the workspace: what each tile does to a state, and the state that leaves it.
 struct Links {
-  void *steps, *states;
+  void *of_steps, *of_states;
   int64_t columns, bytes;
 
   template <class N, class Args>
@@ -88,30 +93,19 @@ struct Links {
     Links links;
     links.columns = a.batch * t.groups * 32 * t.lanes;
     const int64_t told = t.tiles > 1 ? links.columns * t.tiles * int64_t(sizeof(N)) : 0;
-    links.steps = arena.take<char>(2 * told), links.states = arena.take<char>(told);
+    links.of_steps = arena.take<char>(2 * told), links.of_states = arena.take<char>(told);
     links.bytes = arena.bytes();
     return links;
   }
-  template <class X, class N>
-  NVSUBQ_BOTH auto* at(void* of_all, int rank, int64_t column) const {
-    using Of = Told<X, typename PartsOf<N>::type>;
-    return static_cast<typename Of::Word*>(of_all) + int64_t(rank) * Of::kWords * columns + column;
+  template <class N>
+  NVSUBQ_BOTH auto steps() const {
+    using Steps = Told<Link<N>, typename PartsOf<N>::type>;
+    return Steps{static_cast<typename Steps::Word*>(of_steps), columns};
   }
   template <class N>
-  NVSUBQ_BOTH void tell_step(int rank, int64_t column, const Link<N>& x) const {
-    Told<Link<N>, typename PartsOf<N>::type>::tell(at<Link<N>, N>(steps, rank, column), columns, x);
-  }
-  template <class N>
-  NVSUBQ_BOTH void tell_state(int rank, int64_t column, const N& x) const {
-    Told<N, typename PartsOf<N>::type>::tell(at<N, N>(states, rank, column), columns, x);
-  }
-  template <class N>
-  NVSUBQ_BOTH bool ask_step(int rank, int64_t column, Link<N>* x) const {
-    return Told<Link<N>, typename PartsOf<N>::type>::ask(at<Link<N>, N>(steps, rank, column), columns, x);
-  }
-  template <class N>
-  NVSUBQ_BOTH bool ask_state(int rank, int64_t column, N* x) const {
-    return Told<N, typename PartsOf<N>::type>::ask(at<N, N>(states, rank, column), columns, x);
+  NVSUBQ_BOTH auto states() const {
+    using States = Told<N, typename PartsOf<N>::type>;
+    return States{static_cast<typename States::Word*>(of_states), columns};
   }
 };
 
@@ -131,8 +125,8 @@ __device__ __forceinline__ N look_back(const Links& links, int rank, int64_t col
         known[i] = from == -1, state[i] = initial;
         continue;
       }
-      known[i] = links.ask_state(from, column, &state[i]);
-      if (i + 1 < REACH) linked[i] = links.ask_step(from, column, &step[i]);
+      known[i] = links.states<N>().ask(from, column, &state[i]);
+      if (i + 1 < REACH) linked[i] = links.steps<N>().ask(from, column, &step[i]);
     }
     int use = -1;
     bool open = true;
@@ -145,7 +139,7 @@ __device__ __forceinline__ N look_back(const Links& links, int rank, int64_t col
     if (use < 0) continue;
 #pragma unroll
     for (int i = REACH - 2; i >= 0; --i)
-      if (i < use) s = fold(step[i].product, step[i].sum, s);
+      if (i < use) s = step[i].after(s);
     return s;
   }
 }
@@ -166,7 +160,7 @@ int launch_linked(const char* name, void (*kernel)(Parameters...), const Links& 
   constexpr int64_t kMostBlocks = 256;  // which all start at once, so that the next kernel does soon
   const int64_t count = links.bytes / int64_t(sizeof(ulonglong2)), blocks = ceil_div(count, kThreads);
   const dim3 few(unsigned(blocks < kMostBlocks ? blocks : kMostBlocks));
-  auto* const words = static_cast<ulonglong2*>(links.steps);
+  auto* const words = static_cast<ulonglong2*>(links.of_steps);
   if (const int status = launch(name, clear_words<kThreads>, few, kThreads, 0, stream, words, count)) return status;
   return launch_next(name, kernel, grid, block, stream, given...);
 }

@@ -16,7 +16,7 @@ __device__ __forceinline__ float2 opened(RawPair<S> raw) {
   if constexpr (std::is_same_v<S, float>)
     return make_float2(__uint_as_float(raw.x), __uint_as_float(raw.y));
   else if constexpr (std::is_same_v<S, bf16>)
-    return make_float2(__uint_as_float(raw << 16), __uint_as_float(raw & 0xffff0000u));
+    return make_float2(bf16_of(raw, 0), bf16_of(raw, 1));
   else
     return __half22float2(*reinterpret_cast<const __half2*>(&raw));
 }
@@ -99,7 +99,7 @@ __device__ __forceinline__ void scan_pairs(const Args& a, TileMemory<float, WARP
     float s[2];
 #pragma unroll
     for (int v = first; v < first + kTogether; ++v) {
-      s[v] = fold(before[v].product, before[v].sum, memory[v].entering[lane]);
+      s[v] = before[v].after(memory[v].entering[lane]);
       if (border) static_cast<float*>(a.saved)[tile * a.width + place.channel + v] = s[v];
     }
     walk(first, [&](bool starts, int j, int v) {

@@ -57,6 +57,11 @@ __host__ __device__ __forceinline__ f16 narrow<f16, double>(double x) {
   return __double2half(x);
 }
 
+// The i-th of the two bf16 in a word.
+__device__ __forceinline__ float bf16_of(uint32_t word, int i) {
+  return __uint_as_float(i ? word & 0xffff0000u : word << 16);
+}
+
 // V elements that are loaded and stored at once: their address is a multiple of their size.
 template <class S, int V>
 struct alignas(sizeof(S) * V) Pack {

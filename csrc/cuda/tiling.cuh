@@ -84,7 +84,7 @@ struct TilePlace {
     live = within < t.run;
     channel = block * int(t.run) + within;
   }
-  // Among the places of links of one rank and kind.
+  // Among what is told of the tiles of one rank.
   __device__ __forceinline__ int64_t column(int which = 0, int lanes = 1) const {
     return (int64_t(abreast) * lanes + which) * 32 + (threadIdx.x & 31);
   }

@@ -14,7 +14,7 @@ struct TwoSteps {
 
   __device__ __forceinline__ float at(int i) const {
     if constexpr (std::is_same_v<S, bf16>)
-      return __uint_as_float(i ? bits & 0xffff0000u : bits << 16);
+      return bf16_of(bits, i);
     else
       return __half2float(__ushort_as_half(uint16_t(i ? bits >> 16 : bits)));
   }

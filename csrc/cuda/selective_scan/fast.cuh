@@ -80,8 +80,8 @@ __device__ __forceinline__ void unpack(const Pack<S, 4>& from, float (&to)[4]) {
 template <>
 __device__ __forceinline__ void unpack<bf16>(const Pack<bf16, 4>& from, float (&to)[4]) {
   const uint2 bits = *reinterpret_cast<const uint2*>(&from);
-  to[0] = __uint_as_float(bits.x << 16), to[1] = __uint_as_float(bits.x & 0xffff0000u);
-  to[2] = __uint_as_float(bits.y << 16), to[3] = __uint_as_float(bits.y & 0xffff0000u);
+  to[0] = bf16_of(bits.x, 0), to[1] = bf16_of(bits.x, 1);
+  to[2] = bf16_of(bits.y, 0), to[3] = bf16_of(bits.y, 1);
 }
 template <class S>
 __device__ __forceinline__ Pack<S, 4> pack(const float (&from)[4]) {

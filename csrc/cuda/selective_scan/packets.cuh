@@ -11,8 +11,7 @@ namespace nvsubq::selective {
 template <class S, int STEPS>
 struct Packets {
   static constexpr int kOfStep = kOwn / kLanes<S>, kRounds = sizeof(S) / 2;
-  uint64_t begin[kRounds];
-  uint32_t stride[kRounds];
+  Window::Rows rows[kRounds];
   int step, valid[kRounds];  // channels that are there
 
   __device__ __forceinline__ Packets(const Window& m, Tensor first, int tensors, const Place& p, int there)
@@ -22,13 +21,13 @@ struct Packets {
 #pragma unroll
     for (int r = 0; r < kRounds; ++r) {
       const int tensor = (p.lane + 32 * r) / (kOfStep * STEPS);
-      const Window::Rows rows = m.rows[first + (tensor < tensors ? tensor : 0)];
-      valid[r] = tensor < tensors ? left : 0, stride[r] = rows.stride;
-      begin[r] = rows.begin + (left ? channel * sizeof(S) : 0);
+      const Window::Rows found = m.rows[first + (tensor < tensors ? tensor : 0)];
+      valid[r] = tensor < tensors ? left : 0;
+      rows[r] = {found.begin + (left ? channel * sizeof(S) : 0), found.stride};
     }
   }
   __device__ __forceinline__ S* at(int32_t cell, int r) const {
-    return static_cast<S*>(__cvta_global_to_generic(begin[r] + uint64_t(uint32_t(cell)) * stride[r]));
+    return rows[r].template at<S>(uint32_t(cell));
   }
 
   struct Asked {

@@ -77,14 +77,19 @@ struct alignas(16) Window {
   struct alignas(16) Rows {
     uint64_t begin;
     uint32_t stride;
+
+    template <class X>
+    __device__ __forceinline__ X* at(uint32_t cell, uint32_t offset = 0) const {
+      return static_cast<X*>(__cvta_global_to_generic(begin + uint64_t(cell) * stride + offset * sizeof(X)));
+    }
   } rows[kTensors];
   struct alignas(16) Visited : Cells<kWindow> {
   } cells[2];  // of this window and the next
 
   template <class X>
   __device__ __forceinline__ X* at(Tensor which, uint32_t cell, uint32_t offset) const {
-    const Rows r = rows[which];
-    return static_cast<X*>(__cvta_global_to_generic(r.begin + uint64_t(cell) * r.stride + offset * sizeof(X)));
+    const Rows of = rows[which];
+    return of.at<X>(cell, offset);
   }
 
   // Of the lane's states, those that enter a window, which is not the first.
