@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -238,3 +239,4 @@ def run(rank: int, world: int, folder: str, kind: str) -> None:
     finally:
         Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
+    os._exit(0)  # else gloo's threads, which still let go of tensors, may abort an interpreter that ends

@@ -95,6 +95,7 @@ def _process(
             end.write_text(f"{at} planes: {str(error).splitlines()[0][:200]}")
         os._exit(FULL)
     dist.destroy_process_group()
+    os._exit(0)  # else gloo's threads, which still let go of tensors, may abort an interpreter that ends
 
 
 def _larger(training: Training, sizes: Sizes, limit: float) -> Iterator[int]:
