@@ -16,8 +16,13 @@ struct Steps {
 
   // Tables are the caller's word: a wrong one must not make a kernel leave its memory.
   __device__ __forceinline__ int64_t cell(int64_t step) const {
-    if (!index) return step;
-    const int64_t found = __ldg(index + step * index_stride);
+    return index ? checked(found(step)) : step;
+  }
+  // The same in two parts, for who asks early.
+  __device__ __forceinline__ int64_t found(int64_t step) const {
+    return index ? __ldg(index + step * index_stride) : step;
+  }
+  __device__ __forceinline__ int64_t checked(int64_t found) const {
     return uint64_t(found) < uint64_t(length) ? found : 0;
   }
   // The sequence of a step; steps before the walk belong to its first one. Only with `segment`.

@@ -125,6 +125,7 @@ struct Row {
   char* data;
   uint32_t stride;  // in bytes
 
+  Row() = default;
   __device__ __forceinline__ Row(const nvsubq_tensor& t, int64_t row, int64_t offset)
       : data(static_cast<char*>(t.data) + (row * t.stride[0] + offset) * int64_t(sizeof(S))),
         stride(uint32_t(t.stride[1] * int64_t(sizeof(S)))) {}

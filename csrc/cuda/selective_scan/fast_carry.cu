@@ -7,11 +7,11 @@ namespace nvsubq::selective {
 namespace {
 
 template <class S, bool FORTH>
-__global__ void __launch_bounds__(kThreads, FORTH ? 8 : 7)
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 4 : 6)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                     const __grid_constant__ Pieces pieces, const __grid_constant__ Options is,
                     float* __restrict__ local, float* __restrict__ sums) {
-  __shared__ CarryMemory memory;
+  extern __shared__ __align__(16) char memory[];
   const int run = int(a.width / a.groups), per_group = (run + kWide - 1) / kWide, parts = per_group * int(a.groups);
   const int part = blockIdx.x % parts, group = part / per_group, within = part % per_group * kWide;
   const int64_t number = blockIdx.x / parts, row = number / pieces.count, piece = number % pieces.count;
@@ -22,6 +22,8 @@ __global__ void __launch_bounds__(kThreads, FORTH ? 8 : 7)
   const int64_t begin = piece * pieces.each, left = steps.count - begin;
   const int length = int(left < 0 ? 0 : left < pieces.each ? left : pieces.each);
 
+  using Packed = Carrier<S, FORTH, true>;
+  using Single = Carrier<S, FORTH, false>;
   const auto carry = [&](auto carrier) {
     const bool cut = carrier.run(steps, begin, length);
     if (carrier.channel() >= there) return;
@@ -32,10 +34,10 @@ __global__ void __launch_bounds__(kThreads, FORTH ? 8 : 7)
     constexpr int nothing = 0x7fffffff;  // no number: nothing passes
     if (carrier.state(0) == 0) sums[channel] = cut ? __int_as_float(nothing) : carrier.sum;
   };
-  if (is.whole)
-    carry(Carrier<S, FORTH, true>(memory, a, is, row, first, there, group));
+  if (is.packed)
+    carry(Packed(*reinterpret_cast<typename Packed::Memory*>(memory), a, is, row, first, there, group));
   else
-    carry(Carrier<S, FORTH, false>(memory, a, is, row, first, there, group));
+    carry(Single(*reinterpret_cast<typename Single::Memory*>(memory), a, is, row, first, there, group));
 }
 
 // In place: what each piece makes becomes what arrives at it.
@@ -78,7 +80,8 @@ int carry(const Selective& a, const Pieces& pieces, bool forth, const Options& i
   const int64_t parts = a.groups * ceil_div(a.width / a.groups, kWide);
   const dim3 grid(unsigned(a.batch * pieces.count * parts));
   const auto kernel = forth ? selective_carry<S, true> : selective_carry<S, false>;
-  if (const int status = launch("selective_scan carry", kernel, grid, kThreads, 0, stream, a, Walk(a), pieces, is,
+  const int64_t shared = forth ? sizeof(typename Carrier<S, true, true>::Memory) : sizeof(typename Carrier<S, false, true>::Memory);
+  if (const int status = launch("selective_scan carry", kernel, grid, kThreads, shared, stream, a, Walk(a), pieces, is,
                                 arriving, sums))
     return status;
   const dim3 all(unsigned(ceil_div(a.batch * a.width * a.states, 128)));
