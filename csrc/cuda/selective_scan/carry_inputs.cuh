@@ -1,5 +1,5 @@
-// `selective_scan`, fast: how a block that carries gets a window's inputs into its memory: past the registers, while it
-// adds the window before up.
+// `selective_scan`, fast: how a warp that carries gets its steps' inputs into its memory: past the registers, while it
+// adds up those before.
 #ifndef NVSUBQ_CUDA_SELECTIVE_SCAN_CARRY_INPUTS_CUH
 #define NVSUBQ_CUDA_SELECTIVE_SCAN_CARRY_INPUTS_CUH
 
@@ -8,15 +8,15 @@
 
 namespace nvsubq::selective {
 
-// A window as it is in global memory: 32 channels of each of some tensors, in packs of 16 bytes, and the states of B or
-// C. A thread moves one pack, or two, of steps `step` and `step` + 32. PACKED: 16 bytes of channels lie on multiples of
+// A warp's steps as they are in global memory: 32 channels of each of some tensors, and the states of B or C. A lane
+// moves a pack of 16 bytes, or two, of steps `step` and `step` + 8. PACKED: 16 bytes of channels lie on multiples of
 // their size, and so do four states.
 template <class S, int TENSORS, bool PACKED>
 struct CarryInputs {
-  static constexpr int kPacks = kWide / kLanes<S>, kRounds = kPacks / 4;
+  static constexpr int kRounds = kWide / kLanes<S> / 4;
   struct Memory {
-    Pack<S, kLanes<S>> packs[TENSORS][kWindow * kPacks];
-    Pack<S, 4> states[kMostFast / 4][kWindow];
+    alignas(16) S channels[TENSORS][kQuarter][kWide];
+    Pack<S, 4> states[kMostFast / 4][kQuarter];
   };
   Memory& m;
   Row<const S> rows[TENSORS], x;
@@ -26,7 +26,7 @@ struct CarryInputs {
   __device__ __forceinline__ CarryInputs(Memory& memory, int64_t row, int64_t first, int there, int64_t group,
                                          int states, const nvsubq_tensor& of_states, const Tensor&... tensors)
       : m(memory), rows{Row<const S>(tensors, row, first)...}, x(of_states, row, group * of_states.stride[2]),
-        pack(threadIdx.x % 4), step(threadIdx.x / 4), states_left(states - 4 * pack) {
+        pack(threadIdx.x % 4), step(threadIdx.x % 32 / 4), states_left(states - 4 * pack) {
     static_assert(sizeof...(tensors) == TENSORS);
 #pragma unroll
     for (int r = 0; r < kRounds; ++r) {
@@ -42,36 +42,29 @@ struct CarryInputs {
   }
   __device__ __forceinline__ int channel(int round) const { return (pack + 4 * round) * kLanes<S>; }
 
-  // Where pack p of a step lies: swizzled, so that four channels of steps that are 4 apart are in all banks.
-  static __device__ __forceinline__ int place(int step, int p) { return (step * kPacks + p) ^ (step >> 1 & 6); }
-  __device__ __forceinline__ Pack<S, 4> four_channels(int tensor, int step, int four) const {
-    constexpr int each = kLanes<S> / 4;
-    return reinterpret_cast<const Pack<S, 4>*>(&m.packs[tensor][place(step, four / each)])[four % each];
-  }
-
-  // Asks for a window of which this thread's steps visit these cells.
+  // Asks for the steps of which this lane's visit these cells.
   __device__ __forceinline__ void ask(const int32_t (&cells)[2]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int here = step + 32 * half;
+      const int here = step + 8 * half;
 #pragma unroll
       for (int t = 0; t < TENSORS; ++t)
 #pragma unroll
         for (int r = 0; r < kRounds; ++r)
-          move<kLanes<S>>(m.packs[t][place(here, pack + 4 * r)],
+          move<kLanes<S>>(&m.channels[t][here][channel(r)],
                           rows[t].at(cells[half]) + (valid[r] ? 4 * r * kLanes<S> : 0), valid[r]);
-      move<4>(m.states[pack][here], x.at(cells[half]), states_left);
+      move<4>(m.states[pack][here].lane, x.at(cells[half]), states_left);
     }
   }
 
  private:
   template <int V>
-  static __device__ __forceinline__ void move(Pack<S, V>& to, const S* from, int there) {
+  static __device__ __forceinline__ void move(S* to, const S* from, int there) {
     if constexpr (PACKED) {
-      copy_later<V * int(sizeof(S))>(&to, from, there > 0);
+      copy_later<V * int(sizeof(S))>(to, from, there > 0);
     } else {
 #pragma unroll
-      for (int j = 0; j < V; ++j) to.lane[j] = j < there ? from[j] : narrow<S>(0.0f);
+      for (int j = 0; j < V; ++j) to[j] = j < there ? from[j] : narrow<S>(0.0f);
     }
   }
 };

@@ -7,7 +7,7 @@ namespace nvsubq::selective {
 namespace {
 
 template <class S, bool FORTH>
-__global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 4 : 6)
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 5 : FB)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                     const __grid_constant__ Pieces pieces, const __grid_constant__ Options is,
                     float* __restrict__ local, float* __restrict__ sums) {
@@ -26,13 +26,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 4 : 6)
   using Single = Carrier<S, FORTH, false>;
   const auto carry = [&](auto carrier) {
     const bool cut = carrier.run(steps, begin, length);
-    if (carrier.channel() >= there) return;
-    const int64_t channel = number * a.width + first + carrier.channel();
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (carrier.state(i) < a.states) local[channel * a.states + carrier.state(i)] = carrier.q[i];
+    const int64_t channels = number * a.width + first;
+    const int states = int(a.states);
+    for (int i = threadIdx.x; i < there * states; i += kThreads)
+      local[channels * states + i] = carrier.made(i / states, i % states);
     constexpr int nothing = 0x7fffffff;  // no number: nothing passes
-    if (carrier.state(0) == 0) sums[channel] = cut ? __int_as_float(nothing) : carrier.sum;
+    if (threadIdx.x < there) sums[channels + threadIdx.x] = cut ? __int_as_float(nothing) : carrier.sum;
   };
   if (is.packed)
     carry(Packed(*reinterpret_cast<typename Packed::Memory*>(memory), a, is, row, first, there, group));
