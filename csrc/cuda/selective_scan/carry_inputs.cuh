@@ -8,6 +8,8 @@
 
 namespace nvsubq::selective {
 
+constexpr int kStretch = 16;  // steps that a warp has at once
+
 // A warp's steps as they are in global memory: 32 channels of each of some tensors, and the states of B or C. A lane
 // moves a pack of 16 bytes, or two, of steps `step` and `step` + 8. PACKED: 16 bytes of channels lie on multiples of
 // their size, and so do four states.
@@ -15,8 +17,8 @@ template <class S, int TENSORS, bool PACKED>
 struct CarryInputs {
   static constexpr int kRounds = kWide / kLanes<S> / 4;
   struct Memory {
-    alignas(16) S channels[TENSORS][kQuarter][kWide];
-    Pack<S, 4> states[kMostFast / 4][kQuarter];
+    alignas(16) S channels[TENSORS][kStretch][kWide];
+    Pack<S, 4> states[kMostFast / 4][kStretch];
   };
   Memory& m;
   Row<const S> rows[TENSORS], x;

@@ -11,13 +11,13 @@ namespace nvsubq::selective {
 // Steps with a weight under 2^-64 are left out: fp32 has 24 bits, and inputs of fp16 are at most 2^40 apart.
 constexpr float kNoWeight = -64.0f, kNone = -1e30f;
 
-// FORTH: the states at a piece's end; else the cotangents at its begin. Of a window each warp has a quarter, of which a
-// lane has a channel: it goes over the steps once for each state. Warps tell each other how much delta their steps have.
+// FORTH: the states at a piece's end; else the cotangents at its begin. Each warp has a quarter of a window, and each lane
+// a channel, whose steps it goes over for one state after another. Warps tell each other how much delta their steps have.
 template <class S, bool FORTH, bool PACKED>
 struct Carrier {
   using Inputs = CarryInputs<S, FORTH ? 2 : 3, PACKED>;
   struct Own {                                 // a warp's
-    alignas(16) float x[kMostFast][kQuarter];  // B or C; steps in the order in which they are walked over
+    alignas(16) float x[kMostFast][kStretch];  // B or C; steps in the order in which they are walked over
     float q[kMostFast][32];                    // what its steps make of the channels' states
     typename Inputs::Memory inputs;
   };
@@ -39,10 +39,11 @@ struct Carrier {
       : m(memory), own(memory.own[threadIdx.x / 32]), is(options), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
         states(int(a.states)), inputs(inputs_of(own.inputs, a, options, row, first, there, group)),
         bias(of_channel(a.delta_bias, first, lane, there)) {
-    for (int n = 0; n < states; ++n) {
+#pragma unroll 1
+    for (int n = 0; n < kMostFast; ++n) {
       own.q[n][lane] = 0;
       if (n % kWarps == warp)
-        m.A[n][lane] = lane < there ? read_any<float>(a.A, at(a.A, first + lane, n)) * kLog2e : kNone;
+        m.A[n][lane] = lane < there && n < states ? read_any<float>(a.A, at(a.A, first + lane, n)) * kLog2e : kNone;
     }
   }
   static __device__ __forceinline__ Inputs inputs_of(typename Inputs::Memory& memory, const Selective& a,
@@ -56,19 +57,19 @@ struct Carrier {
   }
 
   // Of the steps that have arrived, in the order in which they are walked over.
-  struct Quarter {
-    float d[kQuarter], in[kQuarter];  // delta, and delta u or the cotangent of y
+  struct Stretch {
+    alignas(16) float d[kStretch], in[kStretch];  // delta, and delta u or the cotangent of y
   };
-  // Returns the sum of delta. Bit i of `are_there`: whether the i-th step is. USUAL: all are, delta is softplus, and a
-  // cotangent's y has a gate.
+  // Steps begin .. end count; returns the sum of delta. USUAL: all do, delta is softplus, and a cotangent's y has a
+  // gate.
   template <bool USUAL>
-  __device__ __forceinline__ float take(Quarter& to, uint32_t are_there) const {
+  __device__ __forceinline__ float take(Stretch& to, int begin, int end) const {
     float total = 0;
 #pragma unroll
-    for (int k = 0; k < kQuarter; ++k) {
-      const int step = FORTH ? kQuarter - 1 - k : k;
+    for (int k = 0; k < kStretch; ++k) {
+      const int step = FORTH ? kStretch - 1 - k : k;
       const auto of = [&](int tensor) { return widen<float>(inputs.m.channels[tensor][step][lane]); };
-      const bool here = USUAL || are_there >> step & 1;
+      const bool here = USUAL || (begin <= step && step < end);
       const float raw = of(kDelta) + bias, soft = fast_softplus(raw), known = USUAL || is.soft ? soft : raw;
       to.d[k] = here ? known : 0.0f, total += to.d[k];
       if constexpr (FORTH) {
@@ -80,33 +81,41 @@ struct Carrier {
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int step = lane % kQuarter, four = lane / kQuarter + 2 * i;
+      const int step = lane % kStretch, four = lane / kStretch + 2 * i;
       const Pack<S, 4> x = inputs.m.states[four][step];
 #pragma unroll
       for (int n = 0; n < 4; ++n)
-        own.x[4 * four + n][FORTH ? kQuarter - 1 - step : step] = widen<float>(x.lane[n]);
+        own.x[4 * four + n][FORTH ? kStretch - 1 - step : step] = widen<float>(x.lane[n]);
     }
     return total;
   }
 
-  // Adds a quarter to the first `alive` states. One that has no weight from where a channel's sum of delta is `begin` is
-  // left out: of each channel by itself, so that its bits do not depend on others.
-  __device__ __forceinline__ void add(const Quarter& from, int alive, float begin) {
-    const float* rate = &m.A[0][lane];
-    const float* x = own.x[0];
-    float* sums = &own.q[0][lane];
+  // Adds a stretch to the first `alive` states. What has no weight where a channel's sum of delta is `begin` is left
+  // out: of each channel by itself, so that its bits do not depend on others.
+  __device__ __forceinline__ void add(const Stretch& from, int alive, float begin) {
+    constexpr int kAtOnce = FORTH ? 1 : 2;
 #pragma unroll 1
-    for (; alive; --alive, rate += 32, x += kQuarter, sums += 32) {
-      const float A = *rate * begin <= kNoWeight ? kNone : *rate;
-      float q = *sums;
+    for (int first = 0; first < alive; first += kAtOnce) {
+      float A[kAtOnce], q[kAtOnce];
 #pragma unroll
-      for (int k = 0; k < kQuarter; k += 4) {
-        alignas(16) float by[4];
-        *reinterpret_cast<float4*>(by) = *reinterpret_cast<const float4*>(x + k);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) q = fmaf(exp2_of(from.d[k + j] * A), by[j] * from.in[k + j], q);
+      for (int i = 0; i < kAtOnce; ++i) {
+        const float rate = m.A[first + i][lane];
+        A[i] = rate * begin <= kNoWeight ? kNone : rate, q[i] = own.q[first + i][lane];
       }
-      *sums = q;
+#pragma unroll
+      for (int k = 0; k < kStretch; k += 4) {
+        alignas(16) float by[kAtOnce][4];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i)
+          *reinterpret_cast<float4*>(by[i]) = *reinterpret_cast<const float4*>(&own.x[first + i][k]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i)
+            q[i] = fmaf(exp2_of(from.d[k + j] * A[i]), by[i][j] * from.in[k + j], q[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) own.q[first + i][lane] = q[i];
     }
   }
   // How many of the first `alive` states go on, up to the last that has a weight in some channel.
@@ -115,44 +124,61 @@ struct Carrier {
     return alive;
   }
 
-  // Steps begin .. begin + length of a walk. Whether a sequence starts in them, so that nothing passes.
-  __device__ __forceinline__ bool run(const Steps& steps, int64_t begin, int length) {
-    const int windows = (length + kWindow - 1) / kWindow;
-    const auto step_at = [&](int step) { return begin + (step < length ? step : length - 1); };
-    const auto first_of = [&](int i) { return (FORTH ? windows - 1 - i : i) * kWindow; };
-    const int quarter = kQuarter * (FORTH ? kWarps - 1 - warp : warp);  // this warp's, in a window
-    int64_t found[2];  // cells of the steps that this lane moves, of the window that is asked for next
-    const auto look_up = [&](int i) {
-      if (i >= windows) return;
+  // The steps of a window that count: not those behind the start of a sequence, as the block goes.
+  struct Counted {
+    int begin, end;
+    bool cut;
+  };
+  __device__ __forceinline__ Counted count(const Steps& steps, int begin, int length, int first) const {
+    Counted found = {first, length < first + kWindow ? length : first + kWindow, false};
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        found[half] = steps.found(step_at(first_of(i) + quarter + inputs.step + 8 * half));
+    for (int k = first; steps.segment && k < first + kWindow; k += 32) {
+      const uint32_t starts = __ballot_sync(~0u, k + lane < length && steps.starts(begin + k + lane));
+      if (!starts) continue;
+      if (FORTH)
+        found.begin = k + 31 - __clz(starts);
+      else if (!found.cut)
+        found.end = k + __ffs(starts) - 1;
+      found.cut = true;
+    }
+    return found;
+  }
+
+  // Steps begin .. begin + length of a walk. Whether a sequence starts in them, so that nothing passes.
+  __device__ __forceinline__ bool run(const Steps& steps, int begin, int length) {
+    constexpr int next = FORTH ? -kWindow : kWindow;  // from window to window
+    const auto is_there = [&](int first) { return FORTH ? first >= 0 : first < length; };
+    const int own_first = kStretch * (FORTH ? kWarps - 1 - warp : warp);  // this warp's, in a window
+    int64_t found[2];  // cells of the steps that this lane moves, of the window that is asked for next
+    const auto look_up = [&](int first) {
+      if (!is_there(first)) return;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int step = first + own_first + inputs.step + 8 * half;
+        found[half] = steps.found(begin + (step < length ? step : length - 1));
+      }
     };
-    const auto ask = [&] {
+    const auto ask = [&](int first) {
+      if (!is_there(first)) return;
       const int32_t cells[2] = {int32_t(steps.checked(found[0])), int32_t(steps.checked(found[1]))};
       inputs.ask(cells);
     };
-    if (windows) look_up(0), ask(), look_up(1);
+    int first = FORTH ? (length + kWindow - 1) / kWindow * kWindow - kWindow : 0;
+    look_up(first), ask(first), look_up(first + next);
     int alive = states;
     bool cut = false;
-    for (int i = 0; i < windows && alive && !cut; ++i) {
-      const int first = first_of(i), left = length - first;
-      uint64_t are_there = left < kWindow ? (uint64_t(1) << left) - 1 : ~uint64_t(0);
-      if (steps.segment) {
-        const auto starts_at = [&](int step) {
-          return __ballot_sync(~0u, step < length && steps.starts(step_at(step)));
-        };
-        const uint64_t starts = starts_at(first + lane) | uint64_t(starts_at(first + 32 + lane)) << 32;
-        if (starts) are_there &= FORTH ? ~uint64_t(0) << (63 - __clzll(starts)) : (starts & -starts) - 1;
-        cut = starts;
-      }
+    for (; is_there(first) && alive && !cut; first += next) {
+      const Counted counted = count(steps, begin, length, first);
+      cut = counted.cut;
       wait_for_copies(), __syncwarp();
-      const bool usual = is.soft && (FORTH || is.gated) && !~are_there;
-      float(&sums)[kWarps][32] = m.sums[i & 1];
-      Quarter here;
-      sums[warp][lane] = usual ? take<true>(here, 0) : take<false>(here, uint32_t(are_there >> quarter));
+      const bool usual = is.soft && (FORTH || is.gated) && counted.end - counted.begin == kWindow;
+      float(&sums)[kWarps][32] = m.sums[first / kWindow & 1];
+      Stretch here;
+      const int offset = first + own_first;
+      sums[warp][lane] =
+          usual ? take<true>(here, 0, kStretch) : take<false>(here, counted.begin - offset, counted.end - offset);
       __syncthreads();
-      if (i + 1 < windows) ask(), look_up(i + 2);
+      ask(first + next), look_up(first + 2 * next);
       const float start = sum;
       float before = sum;
 #pragma unroll
@@ -161,7 +187,7 @@ struct Carrier {
         sum += sums[w][lane];
       }
 #pragma unroll
-      for (int k = 0; k < kQuarter; ++k) {  // d: from here on the sum of delta
+      for (int k = 0; k < kStretch; ++k) {  // d: from here on the sum of delta
         const float after = before + here.d[k];
         here.d[k] = FORTH ? before : after, before = after;
       }

@@ -7,10 +7,12 @@ namespace nvsubq::selective {
 namespace {
 
 template <class S, bool FORTH>
-__global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 5 : FB)
+__global__ void __launch_bounds__(kThreads, FORTH && sizeof(S) == 2 ? 6 : 5)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                     const __grid_constant__ Pieces pieces, const __grid_constant__ Options is,
                     float* __restrict__ local, float* __restrict__ sums) {
+  using Packed = Carrier<S, FORTH, true>;
+  using Single = Carrier<S, FORTH, false>;
   extern __shared__ __align__(16) char memory[];
   const int run = int(a.width / a.groups), per_group = (run + kWide - 1) / kWide, parts = per_group * int(a.groups);
   const int part = blockIdx.x % parts, group = part / per_group, within = part % per_group * kWide;
@@ -22,10 +24,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 5 : FB)
   const int64_t begin = piece * pieces.each, left = steps.count - begin;
   const int length = int(left < 0 ? 0 : left < pieces.each ? left : pieces.each);
 
-  using Packed = Carrier<S, FORTH, true>;
-  using Single = Carrier<S, FORTH, false>;
   const auto carry = [&](auto carrier) {
-    const bool cut = carrier.run(steps, begin, length);
+    const bool cut = carrier.run(steps, int(begin), length);
     const int64_t channels = number * a.width + first;
     const int states = int(a.states);
     for (int i = threadIdx.x; i < there * states; i += kThreads)
@@ -79,7 +79,8 @@ int carry(const Selective& a, const Pieces& pieces, bool forth, const Options& i
   const int64_t parts = a.groups * ceil_div(a.width / a.groups, kWide);
   const dim3 grid(unsigned(a.batch * pieces.count * parts));
   const auto kernel = forth ? selective_carry<S, true> : selective_carry<S, false>;
-  const int64_t shared = forth ? sizeof(typename Carrier<S, true, true>::Memory) : sizeof(typename Carrier<S, false, true>::Memory);
+  const int64_t shared =
+      forth ? sizeof(typename Carrier<S, true, true>::Memory) : sizeof(typename Carrier<S, false, true>::Memory);
   if (const int status = launch("selective_scan carry", kernel, grid, kThreads, shared, stream, a, Walk(a), pieces, is,
                                 arriving, sums))
     return status;

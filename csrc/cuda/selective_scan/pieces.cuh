@@ -7,7 +7,6 @@
 namespace nvsubq::selective {
 
 constexpr int kWindow = kBorder, kWarps = 4, kThreads = 32 * kWarps;  // steps; of a block
-constexpr int kQuarter = kWindow / kWarps;
 constexpr int kMostFast = 16;                                         // states
 constexpr int kWide = 32;                                             // channels of a block that carries
 constexpr float kLn2 = 0.69314718056f;

@@ -5,7 +5,8 @@
 namespace nvsubq::selective {
 namespace {
 
-// Blocks of sums over pieces have kColumns numbers, each added up by kSlices threads; other blocks one a thread.
+// Blocks of sums over pieces have kColumns numbers, each added up by kSlices threads; in others a thread has
+// one number, or as many as are 16 bytes.
 constexpr int kColumns = 32, kSlices = 8, kThreads = kColumns * kSlices;
 
 // Partial sums of one gradient.
@@ -14,8 +15,11 @@ struct Sum {
   const T* from;
   nvsubq_tensor to;
   bool by_cell;  // over chunks of channels; else over pieces of walks
-  int64_t states, parts, terms, groups, count, end;  // terms of each number; numbers; blocks up to this one's last
+  int64_t states, parts, terms, groups, count;  // terms of each number; numbers
+  int64_t at_once = 1, end = 0;                 // of a thread; blocks up to this one's last
 };
+template <class T>
+constexpr int kAtOnce = 16 / int(sizeof(T));
 template <class T>
 struct Sums {
   static constexpr int kMost = 11;
@@ -24,25 +28,35 @@ struct Sums {
   int count = 0;
 
   void add(Sum<T> sum) {
-    const int64_t blocks = ceil_div(sum.count, sum.by_cell ? kThreads : kColumns);
+    if (sum.by_cell && sum.states * sum.parts % kAtOnce<T> == 0) sum.at_once = kAtOnce<T>;
+    const int64_t blocks = ceil_div(sum.count, sum.by_cell ? kThreads * sum.at_once : kColumns);
     sum.end = (count ? of[count - 1].end : 0) + blocks;
     if (blocks) of[count++] = sum;
   }
 };
 
-template <class T>
+// V neighbouring numbers, of which 16 bytes are read at once.
+template <int V, class T>
 __device__ __forceinline__ void add_chunks(const Sum<T>& sum, int64_t block, int64_t length) {
-  const int64_t i = block * kThreads + threadIdx.x;
+  const int64_t i = (block * kThreads + threadIdx.x) * V;
   if (i >= sum.count) return;
   const int64_t run = sum.states * sum.parts, at = i / run, within = i - at * run;
   const T* const first = sum.from + at * sum.terms * run + within;
-  T total = 0;
-  for (int64_t chunk = 0; chunk < sum.terms; ++chunk) total += first[chunk * run];
-  const int64_t n = within / sum.parts, group = at % sum.groups, cell = at / sum.groups % length;
-  const int64_t row = at / sum.groups / length;
+  T total[V] = {};
+#pragma unroll 4
+  for (int64_t chunk = 0; chunk < sum.terms; ++chunk) {
+    const auto term = load_pack<T, V>(first + chunk * run);
+#pragma unroll
+    for (int v = 0; v < V; ++v) total[v] += term.lane[v];
+  }
+  const int64_t line = at / sum.groups, group = at - line * sum.groups, row = line / length, cell = line - row * length;
   const auto& stride = sum.to.stride;
-  const int64_t offset = row * stride[0] + cell * stride[1] + group * stride[2] + n * stride[3];
-  write_any<T>(sum.to, offset * sum.parts + within % sum.parts, total);
+  const int64_t offset = row * stride[0] + cell * stride[1] + group * stride[2];
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const int n = int(within) + v, parts = int(sum.parts);
+    write_any<T>(sum.to, (offset + n / parts * stride[3]) * parts + n % parts, total[v]);
+  }
 }
 
 // Of a tensor [D, N], or of [D] as of one state.
@@ -71,8 +85,10 @@ __global__ void __launch_bounds__(kThreads) selective_add_up(const __grid_consta
   while (blockIdx.x >= sums.of[which].end) ++which;
   const Sum<T>& sum = sums.of[which];
   const int64_t block = blockIdx.x - (which ? sums.of[which - 1].end : 0);
-  if (sum.by_cell)
-    add_chunks(sum, block, sums.length);
+  if (sum.by_cell && sum.at_once > 1)
+    add_chunks<kAtOnce<T>>(sum, block, sums.length);
+  else if (sum.by_cell)
+    add_chunks<1>(sum, block, sums.length);
   else
     add_pieces(sum, block, slices);
 }
@@ -87,10 +103,10 @@ int add_up(const Selective& a, const Partials<T>& p, int64_t groups, cudaStream_
     if (!from.parts || !has(to)) return;
     const int64_t all = to.stride[2] == 0 ? 1 : groups;  // groups of the gradient: 1, or as many as there are
     const int64_t count = a.batch * p.length * all * states * from.parts;
-    sums.add({from.sums, to, true, states, from.parts, p.chunks / all, all, count, 0});
+    sums.add({from.sums, to, true, states, from.parts, p.chunks / all, all, count});
   };
   const auto channels = [&](const T* from, const nvsubq_tensor& to, int64_t states, int64_t parts) {
-    if (parts && has(to)) sums.add({from, to, false, states, parts, p.pieces, 1, p.width * states * parts, 0});
+    if (parts && has(to)) sums.add({from, to, false, states, parts, p.pieces, 1, p.width * states * parts});
   };
   cells(p.B, a.d_B, p.states), cells(p.C, a.d_C, p.states), cells(p.gate, a.d_decay_gate, p.states);
   channels(p.A.sums, a.d_A, p.states, p.A.parts);

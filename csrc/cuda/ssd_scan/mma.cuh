@@ -6,6 +6,7 @@
 #ifndef NVSUBQ_CUDA_SSD_SCAN_MMA_CUH
 #define NVSUBQ_CUDA_SSD_SCAN_MMA_CUH
 
+#include "../copy.cuh"
 #include "../storage.cuh"
 
 namespace nvsubq::ssd {
@@ -190,23 +191,18 @@ struct Mma {
   }
   template <class Tile>
   static __device__ __forceinline__ void copy(Tile& to, int r, int c, const void* from, bool there) {
-    copy16(to.data + r * kPitch + c, from, there);
-  }
-  static __device__ __forceinline__ void copy16(bf16* to, const void* from, bool there) {
-    const uint32_t address = uint32_t(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
+    copy_later<16>(to.data + r * kPitch + c, from, there);
   }
   // Ends a group of copies; `wait_older_tiles` leaves the last group under way.
-  static __device__ __forceinline__ void commit_tiles() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-  static __device__ __forceinline__ void wait_older_tiles() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
-  static __device__ __forceinline__ void wait_tiles() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+  static __device__ __forceinline__ void commit_tiles() { end_copies(); }
+  static __device__ __forceinline__ void wait_older_tiles() { wait_for_older_copies(); }
+  static __device__ __forceinline__ void wait_tiles() { wait_for_copies(); }
 
   static __device__ __forceinline__ void load(Made& to, const Stored* from) {
     constexpr int kPacks = kSide / 8;
 #pragma unroll
     for (int i = threadIdx.x; i < 2 * kSide * kPacks; i += kThreads)
-      copy16(to.data + i / kPacks * kPitch + i % kPacks * 8, from + i * 8, true);
+      copy_later<16>(to.data + i / kPacks * kPitch + i % kPacks * 8, from + i * 8, true);
   }
 };
 
