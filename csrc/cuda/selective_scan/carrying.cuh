@@ -10,6 +10,7 @@ namespace nvsubq::selective {
 
 // Steps with a weight under 2^-64 are left out: fp32 has 24 bits, and inputs of fp16 are at most 2^40 apart.
 constexpr float kNoWeight = -64.0f, kNone = -1e30f;
+static_assert(kWide == 32 && kStretch * kWarps == kWindow);
 
 // FORTH: the states at a piece's end; else the cotangents at its begin. Each warp has a quarter of a window, and each lane
 // a channel, whose steps it goes over for one state after another. Warps tell each other how much delta their steps have.
