@@ -10,23 +10,27 @@ namespace nvsubq::selective {
 
 constexpr int kStretch = 16;  // steps that a warp has at once
 
-// A warp's steps as they are in global memory: 32 channels of each of some tensors, and the states of B or C. A lane
-// moves a pack of 16 bytes, or two, of steps `step` and `step` + 8. PACKED: 16 bytes of channels lie on multiples of
-// their size, and so do four states.
+// A warp's steps as they are in global memory: 32 channels of each of some tensors, and the states of B or C.
+template <class S, int TENSORS>
+struct Fetched {
+  static constexpr int kTensors = TENSORS;
+  alignas(16) S channels[TENSORS][kStretch][kWide];
+  Pack<S, 4> states[kMostFast / 4][kStretch];
+};
+
+// A lane moves a pack of 16 bytes, or two, of steps `step` and `step` + 8. PACKED: 16 bytes of channels lie on
+// multiples of their size, and so do four states.
 template <class S, int TENSORS, bool PACKED>
 struct CarryInputs {
   static constexpr int kRounds = kWide / kLanes<S> / 4;
-  struct Memory {
-    alignas(16) S channels[TENSORS][kStretch][kWide];
-    Pack<S, 4> states[kMostFast / 4][kStretch];
-  };
-  Memory& m;
+  Fetched<S, TENSORS>& m;
   Row<const S> rows[TENSORS], x;
   int pack, step, valid[kRounds], states_left;
 
   template <class... Tensor>
-  __device__ __forceinline__ CarryInputs(Memory& memory, int64_t row, int64_t first, int there, int64_t group,
-                                         int states, const nvsubq_tensor& of_states, const Tensor&... tensors)
+  __device__ __forceinline__ CarryInputs(Fetched<S, TENSORS>& memory, int64_t row, int64_t first, int there,
+                                         int64_t group, int states, const nvsubq_tensor& of_states,
+                                         const Tensor&... tensors)
       : m(memory), rows{Row<const S>(tensors, row, first)...}, x(of_states, row, group * of_states.stride[2]),
         pack(threadIdx.x % 4), step(threadIdx.x % 32 / 4), states_left(states - 4 * pack) {
     static_assert(sizeof...(tensors) == TENSORS);

@@ -12,24 +12,29 @@ namespace nvsubq::selective {
 constexpr float kNoWeight = -64.0f, kNone = -1e30f;
 static_assert(kWide == 32 && kStretch * kWarps == kWindow);
 
-// FORTH: the states at a piece's end; else the cotangents at its begin. Each warp has a quarter of a window, and each lane
-// a channel, whose steps it goes over for one state after another. Warps tell each other how much delta their steps have.
-template <class S, bool FORTH, bool PACKED>
-struct Carrier {
-  using Inputs = CarryInputs<S, FORTH ? 2 : 3, PACKED>;
+// What a block shares. FORTH: it makes the states at a piece's end; else the cotangents at its begin.
+template <class S, bool FORTH>
+struct CarryMemory {
+  // Of delta and u or, for cotangents, of delta, the cotangent of y and its gate.
+  using Inputs = Fetched<S, FORTH ? 2 : 3>;
   struct Own {                                 // a warp's
     alignas(16) float x[kMostFast][kStretch];  // B or C; steps in the order in which they are walked over
-    float q[kMostFast][32];                    // what its steps make of the channels' states
-    typename Inputs::Memory inputs;
-  };
-  struct Memory {
-    Own own[kWarps];
-    float A[kMostFast][32];
-    float sums[2][kWarps][32];  // of delta, over quarters of a window
-  };
+    float q[kMostFast][kWide];                 // what its steps make of the channels' states
+    Inputs inputs;
+  } own[kWarps];
+  float A[kMostFast][kWide];
+  float sums[2][kWarps][kWide];  // of delta, over quarters of a window
+};
+
+// Each warp has a quarter of a window, and each lane a channel, whose steps it goes over for one state after another.
+// Warps tell each other how much delta their steps have.
+template <class S, bool FORTH, bool PACKED>
+struct Carrier {
+  using Memory = CarryMemory<S, FORTH>;
+  using Inputs = CarryInputs<S, Memory::Inputs::kTensors, PACKED>;
   enum : int { kDelta, kIn, kGate };  // of the inputs
   Memory& m;
-  Own& own;
+  typename Memory::Own& own;
   const Options& is;
   int warp, lane, states;
   Inputs inputs;
@@ -47,7 +52,7 @@ struct Carrier {
         m.A[n][lane] = lane < there && n < states ? read_any<float>(a.A, at(a.A, first + lane, n)) * kLog2e : kNone;
     }
   }
-  static __device__ __forceinline__ Inputs inputs_of(typename Inputs::Memory& memory, const Selective& a,
+  static __device__ __forceinline__ Inputs inputs_of(typename Memory::Inputs& memory, const Selective& a,
                                                      const Options& is, int64_t row, int64_t first, int there,
                                                      int64_t group) {
     const int states = int(a.states);
@@ -173,7 +178,7 @@ struct Carrier {
       cut = counted.cut;
       wait_for_copies(), __syncwarp();
       const bool usual = is.soft && (FORTH || is.gated) && counted.end - counted.begin == kWindow;
-      float(&sums)[kWarps][32] = m.sums[first / kWindow & 1];
+      float(&sums)[kWarps][kWide] = m.sums[first / kWindow & 1];
       Stretch here;
       const int offset = first + own_first;
       sums[warp][lane] =

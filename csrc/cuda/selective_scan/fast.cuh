@@ -125,7 +125,6 @@ struct Row {
   char* data;
   uint32_t stride;  // in bytes
 
-  Row() = default;
   __device__ __forceinline__ Row(const nvsubq_tensor& t, int64_t row, int64_t offset)
       : data(static_cast<char*>(t.data) + (row * t.stride[0] + offset) * int64_t(sizeof(S))),
         stride(uint32_t(t.stride[1] * int64_t(sizeof(S)))) {}
@@ -170,7 +169,7 @@ struct NextCell {
     const int64_t last = steps.count - 1, read = step < last ? step : last;
     number = before = 0;
     if (read < 0) return;
-    found = steps.index ? __ldg(steps.index + read * steps.index_stride) : read;
+    found = steps.found(read);
     if (steps.segment && step > 0 && step <= last) {
       number = __ldg(steps.segment + step * steps.segment_stride);
       before = __ldg(steps.segment + (step - 1) * steps.segment_stride);

@@ -11,9 +11,8 @@ __global__ void __launch_bounds__(kThreads, FORTH && sizeof(S) == 2 ? 6 : 5)
     selective_carry(const __grid_constant__ Selective a, const __grid_constant__ Walk walk,
                     const __grid_constant__ Pieces pieces, const __grid_constant__ Options is,
                     float* __restrict__ local, float* __restrict__ sums) {
-  using Packed = Carrier<S, FORTH, true>;
-  using Single = Carrier<S, FORTH, false>;
-  extern __shared__ __align__(16) char memory[];
+  extern __shared__ __align__(16) char bytes[];
+  auto& memory = *reinterpret_cast<CarryMemory<S, FORTH>*>(bytes);
   const int run = int(a.width / a.groups), per_group = (run + kWide - 1) / kWide, parts = per_group * int(a.groups);
   const int part = blockIdx.x % parts, group = part / per_group, within = part % per_group * kWide;
   const int64_t number = blockIdx.x / parts, row = number / pieces.count, piece = number % pieces.count;
@@ -34,9 +33,9 @@ __global__ void __launch_bounds__(kThreads, FORTH && sizeof(S) == 2 ? 6 : 5)
     if (threadIdx.x < there) sums[channels + threadIdx.x] = cut ? __int_as_float(nothing) : carrier.sum;
   };
   if (is.packed)
-    carry(Packed(*reinterpret_cast<typename Packed::Memory*>(memory), a, is, row, first, there, group));
+    carry(Carrier<S, FORTH, true>(memory, a, is, row, first, there, group));
   else
-    carry(Single(*reinterpret_cast<typename Single::Memory*>(memory), a, is, row, first, there, group));
+    carry(Carrier<S, FORTH, false>(memory, a, is, row, first, there, group));
 }
 
 // In place: what each piece makes becomes what arrives at it.
@@ -79,8 +78,7 @@ int carry(const Selective& a, const Pieces& pieces, bool forth, const Options& i
   const int64_t parts = a.groups * ceil_div(a.width / a.groups, kWide);
   const dim3 grid(unsigned(a.batch * pieces.count * parts));
   const auto kernel = forth ? selective_carry<S, true> : selective_carry<S, false>;
-  const int64_t shared =
-      forth ? sizeof(typename Carrier<S, true, true>::Memory) : sizeof(typename Carrier<S, false, true>::Memory);
+  const int64_t shared = forth ? sizeof(CarryMemory<S, true>) : sizeof(CarryMemory<S, false>);
   if (const int status = launch("selective_scan carry", kernel, grid, kThreads, shared, stream, a, Walk(a), pieces, is,
                                 arriving, sums))
     return status;

@@ -5,8 +5,8 @@
 namespace nvsubq::selective {
 namespace {
 
-// Blocks of sums over pieces have kColumns numbers, each added up by kSlices threads; in others a thread has
-// one number, or as many as are 16 bytes.
+// Blocks of sums over pieces have kColumns numbers, each added up by kSlices threads; in others a thread has one number,
+// or as many as are 16 bytes.
 constexpr int kColumns = 32, kSlices = 8, kThreads = kColumns * kSlices;
 
 // Partial sums of one gradient.
